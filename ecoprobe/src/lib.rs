@@ -1,0 +1,19 @@
+//! ecoprobe: joules per cgroup.
+//!
+//! Data moves one way: `meter` reads counters, `collector` puts the readings of one instant into a
+//! [`sample::Sample`], `session` and the pure `energy` turn samples into a ledger, `output` shows
+//! it. Nothing on the left knows anything on its right.
+
+pub mod carbon;
+pub mod cli;
+pub mod collector;
+pub mod command;
+pub mod energy;
+pub mod error;
+pub mod host;
+pub mod meter;
+pub mod output;
+pub mod report;
+pub mod sample;
+pub mod session;
+pub mod workload;

@@ -1,0 +1,1 @@
+//! CPU time per cgroup, from the probe.

@@ -1,0 +1,1 @@
+//! Power from the CPU model's figures and utilisation.

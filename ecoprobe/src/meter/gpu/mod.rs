@@ -1,0 +1,1 @@
+//! GPU energy through NVML.

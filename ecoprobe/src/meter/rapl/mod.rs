@@ -1,0 +1,4 @@
+//! RAPL energy counters.
+
+pub mod perf;
+pub mod powercap;

@@ -1,0 +1,1 @@
+//! RAPL through the perf `power` PMU.

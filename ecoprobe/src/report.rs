@@ -1,0 +1,233 @@
+//! The report: what the outside sees. Field names and their meaning are CONTRACT; `null` means "could
+//! not be had" and is never written as 0.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::sample::{GpuMethod, WorkloadKind};
+
+pub const REPORT_SCHEMA: &str = "ecoprobe.report/1";
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    pub schema: &'static str,
+    pub host: Host,
+    pub window: Window,
+    pub sources: Sources,
+    pub node: Node,
+    pub workloads: Vec<WorkloadReport>,
+    #[serde(rename = "self")]
+    pub own: Own,
+    pub warnings: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Host {
+    pub name: String,
+    pub kernel: String,
+    pub cpus: usize,
+    pub packages: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Window {
+    /// RFC 3339.
+    pub start: String,
+    pub seconds: f64,
+    pub samples: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sources {
+    pub cpu_time: CpuTimeSource,
+    pub cpu_energy: CpuEnergySource,
+    pub gpu_energy: GpuEnergySource,
+    /// Filled in by the session: it is learned during the run.
+    pub static_power: StaticPowerSource,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CpuTimeSource {
+    /// Always "ebpf".
+    pub kind: String,
+    /// "tp_btf/sched_switch" or "raw_tp/sched_switch".
+    pub hook: String,
+    /// "v2", "v1" or "hybrid": what is mounted on this host.
+    pub hierarchy: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CpuEnergyKind {
+    /// RAPL through the `power` PMU.
+    Perf,
+    /// RAPL through `/sys/class/powercap`.
+    Powercap,
+    /// From the CPU model's figures and utilisation: not a measurement.
+    Estimate,
+    None,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CpuEnergySource {
+    pub kind: CpuEnergyKind,
+    pub domains: Vec<String>,
+    /// For an estimate: which figures it rests on, in words. Absent for a measurement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub basis: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GpuEnergySource {
+    pub kind: GpuEnergyKind,
+    pub devices: Vec<GpuDevice>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GpuEnergyKind {
+    Nvml,
+    None,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GpuDevice {
+    pub uuid: String,
+    pub name: String,
+    pub index: u32,
+    pub method: GpuReadMethod,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GpuReadMethod {
+    /// The driver's energy counter.
+    Counter,
+    /// Power readings, integrated.
+    Power,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StaticPowerSource {
+    pub kind: StaticPowerKind,
+    /// By domain; `null` where it could not be told.
+    pub watts: BTreeMap<String, Option<f64>>,
+    /// Standard error of each calibrated figure, watts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub stderr_watts: BTreeMap<String, f64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StaticPowerKind {
+    /// The user knew it.
+    Given,
+    /// Learned from how power follows load in this run.
+    Calibrated,
+    /// The idle figure of the model that the estimate rests on.
+    Estimate,
+    /// Could not be told: the load did not vary enough.
+    None,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Node {
+    pub cpu: Books,
+    pub dram: Books,
+    pub gpu: Books,
+}
+
+/// Closed to one part in 10⁹: measured = idle + workloads + other + unattributed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Books {
+    pub measured_j: Option<f64>,
+    pub idle_j: Option<f64>,
+    pub workloads_j: Option<f64>,
+    pub other_j: Option<f64>,
+    pub unattributed_j: Option<f64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct WorkloadReport {
+    pub name: String,
+    pub cgroup: String,
+    pub cgroup_id: u64,
+    pub kind: WorkloadKind,
+    pub labels: BTreeMap<String, String>,
+    pub cpu_seconds: f64,
+    pub gpu_seconds: Option<f64>,
+    pub energy_j: WorkloadEnergy,
+    pub mean_power_w: Option<f64>,
+    pub emissions_g: Option<f64>,
+    pub cost: Option<f64>,
+    pub gpus: Vec<WorkloadGpu>,
+}
+
+/// `total` is the sum of the others; `null` only if all of them are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct WorkloadEnergy {
+    pub cpu: Option<f64>,
+    pub dram: Option<f64>,
+    pub gpu: Option<f64>,
+    pub idle_share: Option<f64>,
+    pub total: Option<f64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct WorkloadGpu {
+    pub uuid: String,
+    pub energy_j: f64,
+    pub method: GpuMethod,
+}
+
+/// What ecoprobe itself cost.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Own {
+    pub cpu_seconds: Option<f64>,
+    pub rss_peak_bytes: Option<u64>,
+    pub collect_us: Quantiles,
+    pub nvml_us: Quantiles,
+    pub probe: ProbeStats,
+}
+
+/// Microseconds; `null` before the first measurement.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Quantiles {
+    pub p50: Option<f64>,
+    pub p99: Option<f64>,
+    pub max: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct ProbeStats {
+    /// Context switches seen.
+    pub events: Option<u64>,
+    /// Slices whose owner was lost; their time went to `other`.
+    pub dropped: Option<u64>,
+    /// Only while `kernel.bpf_stats_enabled` is 1.
+    pub ns_per_event: Option<f64>,
+}
+
+/// One window, as `jsonl` and `csv` print it while the run goes on.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct WindowReport {
+    /// Always "window".
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Seconds since the start of the report's window.
+    pub start_s: f64,
+    pub seconds: f64,
+    pub node: Node,
+    pub workloads: Vec<WindowWorkload>,
+    /// Static watts that this window was split with.
+    pub static_power_w: BTreeMap<String, Option<f64>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct WindowWorkload {
+    pub name: String,
+    pub cpu_seconds: f64,
+    pub energy_j: WorkloadEnergy,
+    pub mean_power_w: Option<f64>,
+}
