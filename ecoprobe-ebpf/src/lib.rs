@@ -15,10 +15,11 @@ pub const SLOT_FIRST: u32 = 2;
 /// How often one slice can be cut by moves to other cgroups before cuts are merged.
 pub const MAX_CUTS: usize = 3;
 
-/// What one CPU is doing now, and its own cache. Written by that CPU only, except `cuts`.
+/// What one CPU is doing now, and its own cache: three cache lines.
 ///
-/// Two cache lines; the second is cold unless a running task is moved to another cgroup.
-#[repr(C, align(128))]
+/// The first is all that a switch writes. The second is written by whoever moves the running task to
+/// another cgroup. The third is written when something rare happens.
+#[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 pub struct CpuState {
     /// Even: stable; odd: being written. Half of it is the number of switches seen.
@@ -29,7 +30,7 @@ pub struct CpuState {
     pub runtime_start: u64,
     /// Run-queue clock at that moment, ns.
     pub clock_start: u64,
-    /// CLOCK_MONOTONIC minus the run-queue clock, ns; 0: not known yet.
+    /// CLOCK_MONOTONIC minus the run-queue clock, ns.
     pub clock_offset: u64,
     /// Thread id of the running task; 0: idle.
     pub pid: u32,
@@ -37,38 +38,39 @@ pub struct CpuState {
     pub tgid: u32,
     /// Slot that the running task is billed to.
     pub slot: u32,
-    /// Slot of `cgroup_id`, valid while `generation` is the current one.
+    /// Slot of `cgroup_id`, while `generation` equals `wanted_generation`.
     pub cached_slot: u32,
     pub generation: u32,
     /// Run-queue clock >> [`OFFSET_EPOCH_SHIFT`] when `clock_offset` was read.
     pub offset_epoch: u32,
-    /// Moves of the running task; written by whoever moves it.
-    pub cuts: Cuts,
-}
 
-/// `clock_offset` is read again when the run-queue clock enters a new epoch of 2^23 ns, 8.4 ms.
-pub const OFFSET_EPOCH_SHIFT: u32 = 23;
-
-/// Where a slice changes owner because its task was moved while it ran.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct Cuts {
-    /// The `seq` of the slice that these cuts belong to; others are stale.
-    pub seq: u64,
-    pub len: u32,
-    pub _pad: u32,
-    pub cut: [Cut; MAX_CUTS],
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct Cut {
-    /// CLOCK_MONOTONIC of the move, ns.
-    pub mono_ns: u64,
+    /// The `seq` of the slice that the cuts belong to; cuts of another slice are stale.
+    pub cut_seq: u64,
+    /// A running slice changes owner here, because its task was moved: CLOCK_MONOTONIC, ns.
+    pub cut_mono_ns: [u64; MAX_CUTS],
     /// Slot from then on.
-    pub slot: u32,
+    pub cut_slot: [u32; MAX_CUTS],
+    pub cut_count: u32,
+    /// Written by the agent: the selection that slots must have been resolved against.
+    pub wanted_generation: u32,
+    /// A thread group that came onto this CPU and was not seen to leave it; 0: none.
+    pub vanishing_tgid: u32,
+    /// 1: one of that group came since the last switch that was recorded here.
+    pub visited: u32,
     pub _pad: u32,
+
+    /// Switches that must have happened and were not seen.
+    pub dropped: u64,
+    /// Moves that found no room: the last cut took the place of the one before.
+    pub merged_cuts: u64,
+    /// Cgroup events that did not fit into the ring.
+    pub lost_events: u64,
+    pub _pad2: [u64; 5],
 }
+
+/// `clock_offset` is read again when the run-queue clock enters a new epoch of 2^23 ns, 8.4 ms:
+/// often enough to follow IRQ and stolen time, too rare to cost anything.
+pub const OFFSET_EPOCH_SHIFT: u32 = 23;
 
 /// What the probe keeps about one cgroup.
 #[repr(C)]
@@ -90,9 +92,9 @@ pub struct CgroupEvent {
 }
 
 const _: () = {
-    assert!(size_of::<CpuState>() == 128 && align_of::<CpuState>() == 128);
-    assert!(core::mem::offset_of!(CpuState, cuts) == 64);
-    assert!(size_of::<Cuts>() == 64);
+    assert!(size_of::<CpuState>() == 192 && align_of::<CpuState>() == 64);
+    assert!(core::mem::offset_of!(CpuState, cut_seq) == 64);
+    assert!(core::mem::offset_of!(CpuState, dropped) == 128);
     assert!(size_of::<Resolved>() == 8);
     assert!(size_of::<CgroupEvent>() == 16);
 };

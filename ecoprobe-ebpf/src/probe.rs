@@ -1,0 +1,431 @@
+//! Maps and programs.
+
+use core::ptr::{read_volatile, write_volatile};
+
+use aya_ebpf::{
+    EbpfContext, Global,
+    helpers::{
+        bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_probe_read_kernel as probe_read_kernel,
+    },
+    macros::{btf_tracepoint, map, raw_tracepoint},
+    maps::{Array, HashMap, LruHashMap, RingBuf},
+    programs::{BtfTracePointContext, RawTracePointContext},
+};
+use aya_log_ebpf::warn;
+use ecoprobe_ebpf::{
+    CgroupEvent, CpuState, MAX_CUTS, OFFSET_EPOCH_SHIFT, Resolved, SLOT_IDLE, SLOT_OTHER,
+};
+
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+
+/// cgroups nest no deeper than this on any host we know; beyond it the walk gives up and the time
+/// goes to `other`.
+const MAX_DEPTH: u32 = 32;
+
+/// The root of every hierarchy has this id.
+const ROOT_CGROUP_ID: u64 = 1;
+
+/// `PF_KTHREAD` of `task_struct.flags`, unchanged since 2.6.
+const PF_KTHREAD: u32 = 0x0020_0000;
+
+// What each CPU does now; one entry a possible CPU. Mapped by the agent.
+#[map]
+static CPUS: Array<CpuState> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+// CPU time in ns: a row of NR_SLOTS for each CPU, written by that CPU only. Mapped by the agent.
+#[map]
+static COUNTERS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+// The selected cgroups and their slots. Written by the agent only.
+#[map]
+static SELECTED: HashMap<u64, u32> = HashMap::with_max_entries(1, 0);
+
+// Which slot each cgroup seen so far belongs to. A cache: an entry that is evicted, or that found no
+// room, is worked out again from SELECTED.
+#[map]
+static RESOLVED: LruHashMap<u64, Resolved> = LruHashMap::with_max_entries(1, 0);
+
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
+
+macro_rules! constants {
+    ($($(#[$doc:meta])* $name:ident: $type:ty;)*) => {
+        $($(#[$doc])* #[unsafe(no_mangle)] static $name: Global<$type> = Global::new(0);)*
+    };
+}
+
+constants! {
+    NR_CPUS: u32;
+    NR_SLOTS: u32;
+    /// Which hierarchy's events are wanted: `cgroup_root.hierarchy_id`.
+    HIERARCHY_ID: u32;
+    /// 0: `css_set.dfl_cgrp`; 1: `css_set.subsys[i]->cgroup`.
+    VIA_CSS: u32;
+
+    // Offsets in bytes, from the running kernel's BTF.
+    TASK_PID: u64;
+    TASK_TGID: u64;
+    TASK_FLAGS: u64;
+    TASK_SUM_EXEC_RUNTIME: u64;
+    /// 0 on a kernel without.
+    TASK_PREV_SUM_EXEC_RUNTIME: u64;
+    TASK_EXEC_START: u64;
+    TASK_CGROUPS: u64;
+    /// Of `dfl_cgrp` or of `subsys[i]`, by VIA_CSS.
+    CSS_SET_CGROUP: u64;
+    CSS_CGROUP: u64;
+    CGROUP_KN: u64;
+    /// Of `cgroup.self.parent`.
+    CGROUP_PARENT: u64;
+    CGROUP_ROOT: u64;
+    ROOT_HIERARCHY_ID: u64;
+    KN_ID: u64;
+}
+
+/// A kernel pointer, and how a program of this kind may follow it.
+trait Kernel: Copy {
+    /// # Safety
+    /// `base + offset` is a field of type `T` by the kernel's BTF.
+    unsafe fn read<T>(base: *const u8, offset: &Global<u64>) -> T;
+}
+
+/// `tp_btf`: the verifier knows the type, plain loads do.
+#[derive(Clone, Copy)]
+struct Typed;
+
+impl Kernel for Typed {
+    #[inline(always)]
+    unsafe fn read<T>(base: *const u8, offset: &Global<u64>) -> T {
+        // SAFETY: by the caller; the verifier checks the load against BTF.
+        unsafe { read_volatile(base.add(offset.load() as usize).cast()) }
+    }
+}
+
+/// `raw_tp`: arguments are plain numbers, every load goes through a helper.
+#[derive(Clone, Copy)]
+struct Untyped;
+
+impl Kernel for Untyped {
+    #[inline(always)]
+    unsafe fn read<T>(base: *const u8, offset: &Global<u64>) -> T {
+        // SAFETY: the helper copes with any address; all types read here may be zero.
+        unsafe {
+            probe_read_kernel(base.add(offset.load() as usize).cast())
+                .unwrap_or_else(|_| core::mem::zeroed())
+        }
+    }
+}
+
+#[btf_tracepoint(function = "sched_switch")]
+fn sched_switch(ctx: BtfTracePointContext) -> i32 {
+    on_switch::<Typed>(&ctx, ctx.arg(1), ctx.arg(2));
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sched_switch")]
+fn sched_switch_raw(ctx: RawTracePointContext) -> i32 {
+    on_switch::<Untyped>(&ctx, ctx.arg(1), ctx.arg(2));
+    0
+}
+
+#[btf_tracepoint(function = "cgroup_attach_task")]
+fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
+    let whole_group: u64 = ctx.arg(3);
+    on_move::<Typed>(ctx.arg(2), whole_group & 0xff != 0);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "cgroup_attach_task")]
+fn cgroup_attach_task_raw(ctx: RawTracePointContext) -> i32 {
+    let whole_group: u64 = ctx.arg(3);
+    on_move::<Untyped>(ctx.arg(2), whole_group & 0xff != 0);
+    0
+}
+
+#[btf_tracepoint(function = "cgroup_mkdir")]
+fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
+    on_cgroup::<Typed>(ctx.arg(0), 1);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "cgroup_mkdir")]
+fn cgroup_mkdir_raw(ctx: RawTracePointContext) -> i32 {
+    on_cgroup::<Untyped>(ctx.arg(0), 1);
+    0
+}
+
+#[btf_tracepoint(function = "cgroup_rmdir")]
+fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
+    on_cgroup::<Typed>(ctx.arg(0), 0);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "cgroup_rmdir")]
+fn cgroup_rmdir_raw(ctx: RawTracePointContext) -> i32 {
+    on_cgroup::<Untyped>(ctx.arg(0), 0);
+    0
+}
+
+#[inline(always)]
+fn on_switch<K: Kernel>(ctx: &impl EbpfContext, prev: *const u8, next: *const u8) {
+    // SAFETY: sched_switch's own arguments and BTF's offsets. `cpu` is this CPU's entry: nobody else
+    // writes its first and third line, and tracing programs are not preempted by themselves.
+    unsafe {
+        let this_cpu = bpf_get_smp_processor_id();
+        let Some(cpu) = CPUS.get_ptr_mut(this_cpu) else { return };
+        let seq = (*cpu).seq;
+        write_volatile(&raw mut (*cpu).seq, seq + 1);
+
+        let prev_pid: u32 = K::read(prev, &TASK_PID);
+        let next_pid: u32 = K::read(next, &TASK_PID);
+        // Both tasks carry the run-queue clock of this very switch, but the idle task only on recent
+        // kernels; idle never follows idle.
+        let clocked = if next_pid == 0 { prev } else { next };
+        let clock: u64 = K::read(clocked, &TASK_EXEC_START);
+        let runtime: u64 = K::read(prev, &TASK_SUM_EXEC_RUNTIME);
+
+        if seq != 0 {
+            let elapsed = clock.saturating_sub((*cpu).clock_start);
+            let ran = if prev_pid != (*cpu).pid {
+                unseen_start::<K>(ctx, cpu, prev, prev_pid, runtime, elapsed)
+            } else if prev_pid == 0 {
+                elapsed
+            } else {
+                runtime.wrapping_sub((*cpu).runtime_start)
+            };
+            if (*cpu).cut_seq == seq {
+                add_cut_slice(this_cpu, cpu, ran);
+            } else {
+                add(this_cpu, (*cpu).slot, ran);
+            }
+            // Slices of one CPU tile. What is left is the scheduler's own search for work, or a task
+            // that came and went unseen.
+            if elapsed > ran {
+                add(this_cpu, SLOT_OTHER, elapsed - ran);
+            }
+        }
+
+        let next_tgid: u32 = K::read(next, &TASK_TGID);
+        (*cpu).clock_start = clock;
+        if next_tgid == (*cpu).vanishing_tgid && next_tgid != 0 {
+            // It will leave unseen, and most likely soon: reckon that `prev` goes on. If so, its own
+            // account leaves out what the visitor ran.
+            (*cpu).runtime_start = runtime;
+            (*cpu).visited = 1;
+        } else {
+            (*cpu).slot = if next_pid == 0 { SLOT_IDLE } else { slot_of::<K>(cpu, next) };
+            (*cpu).pid = next_pid;
+            (*cpu).tgid = next_tgid;
+            (*cpu).runtime_start = K::read(next, &TASK_SUM_EXEC_RUNTIME);
+            (*cpu).visited = 0;
+        }
+        let epoch = (clock >> OFFSET_EPOCH_SHIFT) as u32;
+        if epoch != (*cpu).offset_epoch {
+            (*cpu).offset_epoch = epoch;
+            (*cpu).clock_offset = bpf_ktime_get_ns().wrapping_sub(clock);
+        }
+        write_volatile(&raw mut (*cpu).seq, seq + 2);
+    }
+}
+
+/// The task that leaves is not the one that we saw coming: some kernels keep the switches of some
+/// tasks from tracers. Says how long the leaving task ran, by the fair scheduler's own note of its
+/// account when it was picked, and makes its slot the CPU's.
+#[inline(never)]
+unsafe fn unseen_start<K: Kernel>(
+    ctx: &impl EbpfContext,
+    cpu: *mut CpuState,
+    prev: *const u8,
+    prev_pid: u32,
+    runtime: u64,
+    elapsed: u64,
+) -> u64 {
+    // SAFETY: as in on_switch.
+    unsafe {
+        let expected_tgid = (*cpu).tgid;
+        let tgid = K::read(prev, &TASK_TGID);
+        // A thread that calls exec takes over its leader's pid in the middle of a slice.
+        if expected_tgid != tgid {
+            (*cpu).dropped += 1;
+            // Who was expected is who left unseen, unless a visitor did.
+            if (*cpu).visited == 0 && expected_tgid != 0 {
+                if (*cpu).vanishing_tgid == 0 {
+                    warn!(
+                        ctx,
+                        "switches of process {} are hidden from tracers; its CPU time may be off",
+                        expected_tgid
+                    );
+                }
+                (*cpu).vanishing_tgid = expected_tgid;
+            }
+        }
+        (*cpu).visited = 0;
+        (*cpu).pid = prev_pid;
+        (*cpu).tgid = tgid;
+        // Cuts were meant for the task that we took to be running.
+        (*cpu).cut_seq = u64::MAX;
+        if prev_pid == 0 {
+            (*cpu).slot = SLOT_IDLE;
+            return 0;
+        }
+        (*cpu).slot = slot_of::<K>(cpu, prev);
+        if TASK_PREV_SUM_EXEC_RUNTIME.load() == 0 {
+            return 0;
+        }
+        let picked: u64 = K::read(prev, &TASK_PREV_SUM_EXEC_RUNTIME);
+        let ran = runtime.wrapping_sub(picked);
+        // Real-time tasks have no such note, or an old one.
+        if ran <= elapsed { ran } else { 0 }
+    }
+}
+
+/// The slot of a task that is not the idle task, through this CPU's cache of one.
+#[inline(always)]
+unsafe fn slot_of<K: Kernel>(cpu: *mut CpuState, task: *const u8) -> u32 {
+    // SAFETY: as in on_switch.
+    unsafe {
+        let cgroup = cgroup_of::<K>(task);
+        let id = cgroup_id::<K>(cgroup);
+        let wanted = read_volatile(&raw const (*cpu).wanted_generation);
+        if id != (*cpu).cgroup_id || (*cpu).generation != wanted {
+            (*cpu).cached_slot = resolve::<K>(cgroup, id, wanted);
+            (*cpu).cgroup_id = id;
+            (*cpu).generation = wanted;
+        }
+        // Whoever asks for `/` does not ask for the kernel's own threads.
+        if id == ROOT_CGROUP_ID && K::read::<u32>(task, &TASK_FLAGS) & PF_KTHREAD != 0 {
+            return SLOT_OTHER;
+        }
+        (*cpu).cached_slot
+    }
+}
+
+#[inline(always)]
+unsafe fn cgroup_of<K: Kernel>(task: *const u8) -> *const u8 {
+    // SAFETY: BTF's offsets; a running task has a css_set.
+    unsafe {
+        let css_set: *const u8 = K::read(task, &TASK_CGROUPS);
+        let cgroup: *const u8 = K::read(css_set, &CSS_SET_CGROUP);
+        if VIA_CSS.load() == 0 { cgroup } else { K::read(cgroup, &CSS_CGROUP) }
+    }
+}
+
+#[inline(always)]
+unsafe fn cgroup_id<K: Kernel>(cgroup: *const u8) -> u64 {
+    // SAFETY: BTF's offsets.
+    unsafe { K::read(K::read(cgroup, &CGROUP_KN), &KN_ID) }
+}
+
+/// The slot of the nearest selected ancestor: a child that lives for 10 ms needs no attention from
+/// the agent to be billed to its parent.
+#[inline(never)]
+unsafe fn resolve<K: Kernel>(cgroup: *const u8, id: u64, generation: u32) -> u32 {
+    // SAFETY: BTF's offsets; map values are plain integers.
+    unsafe {
+        if let Some(known) = RESOLVED.get(id)
+            && known.generation == generation
+        {
+            return known.slot;
+        }
+        let mut slot = SLOT_OTHER;
+        let mut at = cgroup;
+        let mut at_id = id;
+        for _ in 0..MAX_DEPTH {
+            if let Some(selected) = SELECTED.get(at_id) {
+                slot = *selected;
+                break;
+            }
+            let parent: *const u8 = K::read(at, &CGROUP_PARENT);
+            if parent.is_null() {
+                break;
+            }
+            at = K::read(parent, &CSS_CGROUP);
+            at_id = cgroup_id::<K>(at);
+        }
+        // A failed insert costs time at the next switch, never correctness.
+        let _ = RESOLVED.insert(id, Resolved { slot, generation }, 0);
+        slot
+    }
+}
+
+#[inline(always)]
+unsafe fn add(cpu: u32, slot: u32, ns: u64) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(cpu * NR_SLOTS.load() + slot) {
+        // SAFETY: this CPU's own row.
+        unsafe { *counter += ns };
+    }
+}
+
+/// Bills a slice whose task was moved while it ran, piece by piece.
+#[inline(never)]
+unsafe fn add_cut_slice(this_cpu: u32, cpu: *mut CpuState, ran: u64) {
+    // SAFETY: as in on_switch; the second line is complete before `cut_seq` says so.
+    unsafe {
+        let start = (*cpu).clock_start.wrapping_add((*cpu).clock_offset);
+        let mut slot = (*cpu).slot;
+        let mut billed = 0;
+        for i in 0..MAX_CUTS {
+            if i as u32 >= (*cpu).cut_count {
+                break;
+            }
+            let until = (*cpu).cut_mono_ns[i].saturating_sub(start).clamp(billed, ran);
+            add(this_cpu, slot, until - billed);
+            billed = until;
+            slot = (*cpu).cut_slot[i];
+        }
+        add(this_cpu, slot, ran - billed);
+    }
+}
+
+/// A task was moved to another cgroup. Where it is running at this moment, its slice is cut. Movers
+/// hold `cgroup_mutex`, so there is one at a time: cuts are written here only.
+#[inline(always)]
+fn on_move<K: Kernel>(task: *const u8, whole_group: bool) {
+    // SAFETY: the tracepoint's own argument and BTF's offsets; one mover at a time.
+    unsafe {
+        let now = bpf_ktime_get_ns();
+        let pid: u32 = K::read(task, &TASK_PID);
+        let tgid: u32 = K::read(task, &TASK_TGID);
+        // The task already points at its new cgroup, whichever hierarchy it was moved in.
+        let cgroup = cgroup_of::<K>(task);
+        let id = cgroup_id::<K>(cgroup);
+        let Some(this) = CPUS.get_ptr_mut(bpf_get_smp_processor_id()) else { return };
+        let wanted = read_volatile(&raw const (*this).wanted_generation);
+        let slot = resolve::<K>(cgroup, id, wanted);
+        for i in 0..NR_CPUS.load() {
+            let Some(cpu) = CPUS.get_ptr_mut(i) else { return };
+            let seq = read_volatile(&raw const (*cpu).seq);
+            let running = if whole_group { (*cpu).tgid == tgid } else { (*cpu).pid == pid };
+            // Odd: that CPU is switching right now and reads the new cgroup by itself.
+            if seq & 1 != 0 || (*cpu).pid == 0 || !running {
+                continue;
+            }
+            let count = if (*cpu).cut_seq == seq { (*cpu).cut_count as usize } else { 0 };
+            if count >= MAX_CUTS {
+                (*cpu).merged_cuts += 1;
+            }
+            let last = if count < MAX_CUTS { count } else { MAX_CUTS - 1 };
+            (*cpu).cut_mono_ns[last] = now;
+            (*cpu).cut_slot[last] = slot;
+            write_volatile(&raw mut (*cpu).cut_count, last as u32 + 1);
+            write_volatile(&raw mut (*cpu).cut_seq, seq);
+        }
+    }
+}
+
+#[inline(always)]
+fn on_cgroup<K: Kernel>(cgroup: *const u8, made: u32) {
+    // SAFETY: the tracepoint's own argument and BTF's offsets.
+    unsafe {
+        let root: *const u8 = K::read(cgroup, &CGROUP_ROOT);
+        if K::read::<u32>(root, &ROOT_HIERARCHY_ID) != HIERARCHY_ID.load() {
+            return;
+        }
+        let event = CgroupEvent { cgroup_id: cgroup_id::<K>(cgroup), made, _pad: 0 };
+        if EVENTS.output::<CgroupEvent>(&event, 0).is_err()
+            && let Some(cpu) = CPUS.get_ptr_mut(bpf_get_smp_processor_id())
+        {
+            (*cpu).lost_events += 1;
+        }
+    }
+}

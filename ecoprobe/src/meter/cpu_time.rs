@@ -1,1 +1,0 @@
-//! CPU time per cgroup, from the probe.
