@@ -11,16 +11,20 @@ use sha2::{Digest as _, Sha256};
 use crate::{cargo, root, run, target_dir};
 
 const TARGET: &str = "bpfel-unknown-none";
-const PROGRAM: &str = "ecoprobe-probe";
-const OBJECT: &str = "ecoprobe/bpf/probe.o";
-const DIGEST: &str = "ecoprobe/bpf/probe.sha256";
+/// The probe, which the agent embeds, and the programs that its cost is measured against.
+const OBJECTS: &[(&str, &str)] = &[
+    ("ecoprobe-probe", "ecoprobe/bpf/probe.o"),
+    ("ecoprobe-reference", "benches/bpf/reference.o"),
+];
+const DIGESTS: &str = "ecoprobe/bpf/sha256";
 
-/// Everything that the object is made of.
+/// Everything that the objects are made of.
 const SOURCES: &[&str] = &[
     "ecoprobe-ebpf/Cargo.toml",
     "ecoprobe-ebpf/src/lib.rs",
     "ecoprobe-ebpf/src/main.rs",
     "ecoprobe-ebpf/src/probe.rs",
+    "ecoprobe-ebpf/src/reference.rs",
 ];
 
 const NO_TOOLCHAIN: &str = "\
@@ -101,44 +105,49 @@ pub(crate) fn build() -> Result<()> {
         }
     };
     command
-        .args(["--release", "--package", "ecoprobe-ebpf", "--bin", PROGRAM, "--target", TARGET])
+        .args(["--release", "--package", "ecoprobe-ebpf", "--bins", "--target", TARGET])
         .env("CARGO_TARGET_DIR", &target_dir)
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags()?)
         .env_remove("RUSTFLAGS");
     run(&mut command)?;
 
-    let built = target_dir.join(TARGET).join("release").join(PROGRAM);
-    let path = root().join(OBJECT);
-    fs::create_dir_all(path.parent().context("no parent")?)?;
-    strip_dwarf(&built, &path)?;
-    let object = fs::read(&path).context(OBJECT)?;
-    fs::write(root().join(DIGEST), digests(&object)?)?;
-    eprintln!("{OBJECT}: {} bytes", object.len());
+    for (program, object) in OBJECTS {
+        let path = root().join(object);
+        fs::create_dir_all(path.parent().context("no parent")?)?;
+        strip_dwarf(&target_dir.join(TARGET).join("release").join(program), &path)?;
+    }
+    fs::write(root().join(DIGESTS), digests()?)?;
+    eprint!("{}", digests()?);
     Ok(())
 }
 
 pub(crate) fn check() -> Result<()> {
-    let object = fs::read(root().join(OBJECT)).context(OBJECT)?;
-    let committed = fs::read_to_string(root().join(DIGEST)).context(DIGEST)?;
+    let committed = fs::read_to_string(root().join(DIGESTS)).context(DIGESTS)?;
     ensure!(
-        committed == digests(&object)?,
-        "{OBJECT} does not match its sources; run `cargo xtask build-ebpf` and commit the result"
+        committed == digests()?,
+        "the committed BPF objects do not match their sources; run `cargo xtask build-ebpf` and \
+         commit the result"
     );
-    eprintln!("{OBJECT} matches its sources");
+    eprintln!("the committed BPF objects match their sources");
     Ok(())
 }
 
-fn digests(object: &[u8]) -> Result<String> {
+fn digests() -> Result<String> {
     let mut sources = Sha256::new();
     for name in SOURCES {
-        let text = fs::read(root().join(name)).with_context(|| name.to_string())?;
+        let text = fs::read(root().join(name)).context(*name)?;
         sources.update((text.len() as u64).to_le_bytes());
         sources.update(text);
     }
     for package in bpf_packages()? {
         sources.update(package);
     }
-    Ok(format!("sources {:x}\nobject {:x}\n", sources.finalize(), Sha256::digest(object)))
+    let mut digests = format!("{:x}  sources\n", sources.finalize());
+    for (_, object) in OBJECTS {
+        let bytes = fs::read(root().join(object)).context(*object)?;
+        digests.push_str(&format!("{:x}  {object}\n", Sha256::digest(bytes)));
+    }
+    Ok(digests)
 }
 
 /// The locked versions of the crates that end up in the object.

@@ -23,6 +23,11 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// The benchmark suite; `cargo xtask bench help` lists its categories.
+    Bench {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Every test that this machine can run; as root, those of the real kernel too.
     Test {
         /// Passed on to `cargo test`.
@@ -35,6 +40,9 @@ fn main() -> Result<()> {
     match Cli::parse().task {
         Task::BuildEbpf { check: true } => ebpf::check(),
         Task::BuildEbpf { check: false } => ebpf::build(),
+        Task::Bench { arguments } => run(cargo()
+            .args(["run", "--quiet", "--release", "--package", "ecoprobe-bench", "--"])
+            .args(arguments)),
         Task::Test { arguments } => test(&arguments),
     }
 }
