@@ -32,15 +32,14 @@ pub struct CpuState {
     pub clock_start: u64,
     /// CLOCK_MONOTONIC minus the run-queue clock, ns.
     pub clock_offset: u64,
-    /// Thread id of the running task; 0: idle.
-    pub pid: u32,
-    /// Its thread group.
+    /// Address of the running task, only ever compared.
+    pub task: u64,
+    /// Its thread group; 0: idle.
     pub tgid: u32,
     /// Slot that the running task is billed to.
     pub slot: u32,
     /// Slot of `cgroup_id`, while `generation` equals `wanted_generation`.
     pub cached_slot: u32,
-    pub generation: u32,
     /// Run-queue clock >> [`OFFSET_EPOCH_SHIFT`] when `clock_offset` was read.
     pub offset_epoch: u32,
 
@@ -51,12 +50,12 @@ pub struct CpuState {
     /// Slot from then on.
     pub cut_slot: [u32; MAX_CUTS],
     pub cut_count: u32,
-    /// Written by the agent: the selection that slots must have been resolved against.
+    /// The selection that `cached_slot` was resolved against.
+    pub generation: u32,
+    /// The selection that it must have been resolved against. Written by the agent.
     pub wanted_generation: u32,
     /// A thread group that came onto this CPU and was not seen to leave it; 0: none.
     pub vanishing_tgid: u32,
-    /// 1: one of that group came since the last switch that was recorded here.
-    pub visited: u32,
     pub _pad: u32,
 
     /// Switches that must have happened and were not seen.
@@ -71,6 +70,37 @@ pub struct CpuState {
 /// `clock_offset` is read again when the run-queue clock enters a new epoch of 2^23 ns, 8.4 ms:
 /// often enough to follow IRQ and stolen time, too rare to cost anything.
 pub const OFFSET_EPOCH_SHIFT: u32 = 23;
+
+/// The probe's read-only globals: what the agent found out about this kernel and this run. Offsets
+/// are in bytes, from the running kernel's BTF.
+#[repr(usize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    NrCpus,
+    NrSlots,
+    /// `cgroup_root.hierarchy_id` of the hierarchy that is followed.
+    HierarchyId,
+    /// 0: `css_set.dfl_cgrp`; 1: `css_set.subsys[i]->cgroup`.
+    ViaCss,
+    TaskTgid,
+    TaskFlags,
+    TaskSumExecRuntime,
+    /// 0 on a kernel without.
+    TaskPrevSumExecRuntime,
+    TaskExecStart,
+    TaskCgroups,
+    /// Of `dfl_cgrp` or of `subsys[i]`, by `ViaCss`.
+    CssSetCgroup,
+    CssCgroup,
+    CgroupKn,
+    /// Of `cgroup.self.parent`.
+    CgroupParent,
+    CgroupRoot,
+    RootHierarchyId,
+    KnId,
+}
+
+pub const LAYOUT_LEN: usize = Field::KnId as usize + 1;
 
 /// What the probe keeps about one cgroup.
 #[repr(C)]

@@ -3,7 +3,7 @@
 use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::{
-    EbpfContext, Global,
+    EbpfContext,
     helpers::{
         bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_probe_read_kernel as probe_read_kernel,
     },
@@ -13,7 +13,8 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::warn;
 use ecoprobe_ebpf::{
-    CgroupEvent, CpuState, MAX_CUTS, OFFSET_EPOCH_SHIFT, Resolved, SLOT_IDLE, SLOT_OTHER,
+    CgroupEvent, CpuState, Field, LAYOUT_LEN, MAX_CUTS, OFFSET_EPOCH_SHIFT, Resolved, SLOT_IDLE,
+    SLOT_OTHER,
 };
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
@@ -48,45 +49,28 @@ static RESOLVED: LruHashMap<u64, Resolved> = LruHashMap::with_max_entries(1, 0);
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
 
-macro_rules! constants {
-    ($($(#[$doc:meta])* $name:ident: $type:ty;)*) => {
-        $($(#[$doc])* #[unsafe(no_mangle)] static $name: Global<$type> = Global::new(0);)*
-    };
-}
+/// Filled in by the agent before the program is loaded. One symbol, so that its address is loaded
+/// once.
+#[unsafe(no_mangle)]
+static LAYOUT: Layout = Layout([0; LAYOUT_LEN]);
 
-constants! {
-    NR_CPUS: u32;
-    NR_SLOTS: u32;
-    /// Which hierarchy's events are wanted: `cgroup_root.hierarchy_id`.
-    HIERARCHY_ID: u32;
-    /// 0: `css_set.dfl_cgrp`; 1: `css_set.subsys[i]->cgroup`.
-    VIA_CSS: u32;
+#[repr(transparent)]
+struct Layout([u64; LAYOUT_LEN]);
 
-    // Offsets in bytes, from the running kernel's BTF.
-    TASK_PID: u64;
-    TASK_TGID: u64;
-    TASK_FLAGS: u64;
-    TASK_SUM_EXEC_RUNTIME: u64;
-    /// 0 on a kernel without.
-    TASK_PREV_SUM_EXEC_RUNTIME: u64;
-    TASK_EXEC_START: u64;
-    TASK_CGROUPS: u64;
-    /// Of `dfl_cgrp` or of `subsys[i]`, by VIA_CSS.
-    CSS_SET_CGROUP: u64;
-    CSS_CGROUP: u64;
-    CGROUP_KN: u64;
-    /// Of `cgroup.self.parent`.
-    CGROUP_PARENT: u64;
-    CGROUP_ROOT: u64;
-    ROOT_HIERARCHY_ID: u64;
-    KN_ID: u64;
+impl Layout {
+    #[inline(always)]
+    fn get(&self, field: Field) -> u64 {
+        // SAFETY: a field of ours. Volatile, or the compiler would take it for the 0 that it is at
+        // compile time; the verifier knows the real value.
+        unsafe { read_volatile(&raw const self.0[field as usize]) }
+    }
 }
 
 /// A kernel pointer, and how a program of this kind may follow it.
 trait Kernel: Copy {
     /// # Safety
-    /// `base + offset` is a field of type `T` by the kernel's BTF.
-    unsafe fn read<T>(base: *const u8, offset: &Global<u64>) -> T;
+    /// By the kernel's BTF, `field` of `*base` is a `T`.
+    unsafe fn read<T>(base: *const u8, field: Field) -> T;
 }
 
 /// `tp_btf`: the verifier knows the type, plain loads do.
@@ -95,9 +79,9 @@ struct Typed;
 
 impl Kernel for Typed {
     #[inline(always)]
-    unsafe fn read<T>(base: *const u8, offset: &Global<u64>) -> T {
+    unsafe fn read<T>(base: *const u8, field: Field) -> T {
         // SAFETY: by the caller; the verifier checks the load against BTF.
-        unsafe { read_volatile(base.add(offset.load() as usize).cast()) }
+        unsafe { read_volatile(base.add(LAYOUT.get(field) as usize).cast()) }
     }
 }
 
@@ -107,10 +91,10 @@ struct Untyped;
 
 impl Kernel for Untyped {
     #[inline(always)]
-    unsafe fn read<T>(base: *const u8, offset: &Global<u64>) -> T {
+    unsafe fn read<T>(base: *const u8, field: Field) -> T {
         // SAFETY: the helper copes with any address; all types read here may be zero.
         unsafe {
-            probe_read_kernel(base.add(offset.load() as usize).cast())
+            probe_read_kernel(base.add(LAYOUT.get(field) as usize).cast())
                 .unwrap_or_else(|_| core::mem::zeroed())
         }
     }
@@ -176,22 +160,20 @@ fn on_switch<K: Kernel>(ctx: &impl EbpfContext, prev: *const u8, next: *const u8
         let seq = (*cpu).seq;
         write_volatile(&raw mut (*cpu).seq, seq + 1);
 
-        let prev_pid: u32 = K::read(prev, &TASK_PID);
-        let next_pid: u32 = K::read(next, &TASK_PID);
+        let next_tgid: u32 = K::read(next, Field::TaskTgid);
         // Both tasks carry the run-queue clock of this very switch, but the idle task only on recent
         // kernels; idle never follows idle.
-        let clocked = if next_pid == 0 { prev } else { next };
-        let clock: u64 = K::read(clocked, &TASK_EXEC_START);
-        let runtime: u64 = K::read(prev, &TASK_SUM_EXEC_RUNTIME);
+        let clocked = if next_tgid == 0 { prev } else { next };
+        let clock: u64 = K::read(clocked, Field::TaskExecStart);
 
         if seq != 0 {
             let elapsed = clock.saturating_sub((*cpu).clock_start);
-            let ran = if prev_pid != (*cpu).pid {
-                unseen_start::<K>(ctx, cpu, prev, prev_pid, runtime, elapsed)
-            } else if prev_pid == 0 {
+            let ran = if (*cpu).task != prev as u64 {
+                unseen_start::<K>(ctx, cpu, prev, elapsed)
+            } else if (*cpu).tgid == 0 {
                 elapsed
             } else {
-                runtime.wrapping_sub((*cpu).runtime_start)
+                K::read::<u64>(prev, Field::TaskSumExecRuntime).wrapping_sub((*cpu).runtime_start)
             };
             if (*cpu).cut_seq == seq {
                 add_cut_slice(this_cpu, cpu, ran);
@@ -205,19 +187,16 @@ fn on_switch<K: Kernel>(ctx: &impl EbpfContext, prev: *const u8, next: *const u8
             }
         }
 
-        let next_tgid: u32 = K::read(next, &TASK_TGID);
         (*cpu).clock_start = clock;
         if next_tgid == (*cpu).vanishing_tgid && next_tgid != 0 {
             // It will leave unseen, and most likely soon: reckon that `prev` goes on. If so, its own
             // account leaves out what the visitor ran.
-            (*cpu).runtime_start = runtime;
-            (*cpu).visited = 1;
+            (*cpu).runtime_start = K::read(prev, Field::TaskSumExecRuntime);
         } else {
-            (*cpu).slot = if next_pid == 0 { SLOT_IDLE } else { slot_of::<K>(cpu, next) };
-            (*cpu).pid = next_pid;
+            (*cpu).task = next as u64;
             (*cpu).tgid = next_tgid;
-            (*cpu).runtime_start = K::read(next, &TASK_SUM_EXEC_RUNTIME);
-            (*cpu).visited = 0;
+            (*cpu).runtime_start = K::read(next, Field::TaskSumExecRuntime);
+            (*cpu).slot = if next_tgid == 0 { SLOT_IDLE } else { slot_of::<K>(cpu, next) };
         }
         let epoch = (clock >> OFFSET_EPOCH_SHIFT) as u32;
         if epoch != (*cpu).offset_epoch {
@@ -230,49 +209,43 @@ fn on_switch<K: Kernel>(ctx: &impl EbpfContext, prev: *const u8, next: *const u8
 
 /// The task that leaves is not the one that we saw coming: some kernels keep the switches of some
 /// tasks from tracers. Says how long the leaving task ran, by the fair scheduler's own note of its
-/// account when it was picked, and makes its slot the CPU's.
+/// account when it was picked, and makes it the CPU's running task.
 #[inline(never)]
 unsafe fn unseen_start<K: Kernel>(
     ctx: &impl EbpfContext,
     cpu: *mut CpuState,
     prev: *const u8,
-    prev_pid: u32,
-    runtime: u64,
     elapsed: u64,
 ) -> u64 {
     // SAFETY: as in on_switch.
     unsafe {
-        let expected_tgid = (*cpu).tgid;
-        let tgid = K::read(prev, &TASK_TGID);
-        // A thread that calls exec takes over its leader's pid in the middle of a slice.
-        if expected_tgid != tgid {
-            (*cpu).dropped += 1;
-            // Who was expected is who left unseen, unless a visitor did.
-            if (*cpu).visited == 0 && expected_tgid != 0 {
-                if (*cpu).vanishing_tgid == 0 {
-                    warn!(
-                        ctx,
-                        "switches of process {} are hidden from tracers; its CPU time may be off",
-                        expected_tgid
-                    );
-                }
-                (*cpu).vanishing_tgid = expected_tgid;
-            }
+        let tgid: u32 = K::read(prev, Field::TaskTgid);
+        (*cpu).dropped += 1;
+        if tgid == (*cpu).vanishing_tgid {
+            // It does leave in plain sight.
+            (*cpu).vanishing_tgid = 0;
+        } else if (*cpu).vanishing_tgid == 0 && (*cpu).tgid != tgid {
+            (*cpu).vanishing_tgid = (*cpu).tgid;
+            warn!(
+                ctx,
+                "switches of process {} are hidden from tracers; its CPU time may be off",
+                (*cpu).tgid
+            );
         }
-        (*cpu).visited = 0;
-        (*cpu).pid = prev_pid;
+        (*cpu).task = prev as u64;
         (*cpu).tgid = tgid;
         // Cuts were meant for the task that we took to be running.
         (*cpu).cut_seq = u64::MAX;
-        if prev_pid == 0 {
+        if tgid == 0 {
             (*cpu).slot = SLOT_IDLE;
             return 0;
         }
         (*cpu).slot = slot_of::<K>(cpu, prev);
-        if TASK_PREV_SUM_EXEC_RUNTIME.load() == 0 {
+        if LAYOUT.get(Field::TaskPrevSumExecRuntime) == 0 {
             return 0;
         }
-        let picked: u64 = K::read(prev, &TASK_PREV_SUM_EXEC_RUNTIME);
+        let runtime: u64 = K::read(prev, Field::TaskSumExecRuntime);
+        let picked: u64 = K::read(prev, Field::TaskPrevSumExecRuntime);
         let ran = runtime.wrapping_sub(picked);
         // Real-time tasks have no such note, or an old one.
         if ran <= elapsed { ran } else { 0 }
@@ -292,11 +265,13 @@ unsafe fn slot_of<K: Kernel>(cpu: *mut CpuState, task: *const u8) -> u32 {
             (*cpu).cgroup_id = id;
             (*cpu).generation = wanted;
         }
+        let slot = (*cpu).cached_slot;
         // Whoever asks for `/` does not ask for the kernel's own threads.
-        if id == ROOT_CGROUP_ID && K::read::<u32>(task, &TASK_FLAGS) & PF_KTHREAD != 0 {
-            return SLOT_OTHER;
+        if id == ROOT_CGROUP_ID && slot != SLOT_OTHER {
+            let flags: u32 = K::read(task, Field::TaskFlags);
+            return if flags & PF_KTHREAD != 0 { SLOT_OTHER } else { slot };
         }
-        (*cpu).cached_slot
+        slot
     }
 }
 
@@ -304,16 +279,16 @@ unsafe fn slot_of<K: Kernel>(cpu: *mut CpuState, task: *const u8) -> u32 {
 unsafe fn cgroup_of<K: Kernel>(task: *const u8) -> *const u8 {
     // SAFETY: BTF's offsets; a running task has a css_set.
     unsafe {
-        let css_set: *const u8 = K::read(task, &TASK_CGROUPS);
-        let cgroup: *const u8 = K::read(css_set, &CSS_SET_CGROUP);
-        if VIA_CSS.load() == 0 { cgroup } else { K::read(cgroup, &CSS_CGROUP) }
+        let css_set: *const u8 = K::read(task, Field::TaskCgroups);
+        let cgroup: *const u8 = K::read(css_set, Field::CssSetCgroup);
+        if LAYOUT.get(Field::ViaCss) == 0 { cgroup } else { K::read(cgroup, Field::CssCgroup) }
     }
 }
 
 #[inline(always)]
 unsafe fn cgroup_id<K: Kernel>(cgroup: *const u8) -> u64 {
     // SAFETY: BTF's offsets.
-    unsafe { K::read(K::read(cgroup, &CGROUP_KN), &KN_ID) }
+    unsafe { K::read(K::read(cgroup, Field::CgroupKn), Field::KnId) }
 }
 
 /// The slot of the nearest selected ancestor: a child that lives for 10 ms needs no attention from
@@ -335,11 +310,11 @@ unsafe fn resolve<K: Kernel>(cgroup: *const u8, id: u64, generation: u32) -> u32
                 slot = *selected;
                 break;
             }
-            let parent: *const u8 = K::read(at, &CGROUP_PARENT);
+            let parent: *const u8 = K::read(at, Field::CgroupParent);
             if parent.is_null() {
                 break;
             }
-            at = K::read(parent, &CSS_CGROUP);
+            at = K::read(parent, Field::CssCgroup);
             at_id = cgroup_id::<K>(at);
         }
         // A failed insert costs time at the next switch, never correctness.
@@ -350,7 +325,7 @@ unsafe fn resolve<K: Kernel>(cgroup: *const u8, id: u64, generation: u32) -> u32
 
 #[inline(always)]
 unsafe fn add(cpu: u32, slot: u32, ns: u64) {
-    if let Some(counter) = COUNTERS.get_ptr_mut(cpu * NR_SLOTS.load() + slot) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(cpu * LAYOUT.get(Field::NrSlots) as u32 + slot) {
         // SAFETY: this CPU's own row.
         unsafe { *counter += ns };
     }
@@ -384,20 +359,20 @@ fn on_move<K: Kernel>(task: *const u8, whole_group: bool) {
     // SAFETY: the tracepoint's own argument and BTF's offsets; one mover at a time.
     unsafe {
         let now = bpf_ktime_get_ns();
-        let pid: u32 = K::read(task, &TASK_PID);
-        let tgid: u32 = K::read(task, &TASK_TGID);
+        let tgid: u32 = K::read(task, Field::TaskTgid);
         // The task already points at its new cgroup, whichever hierarchy it was moved in.
         let cgroup = cgroup_of::<K>(task);
         let id = cgroup_id::<K>(cgroup);
         let Some(this) = CPUS.get_ptr_mut(bpf_get_smp_processor_id()) else { return };
         let wanted = read_volatile(&raw const (*this).wanted_generation);
         let slot = resolve::<K>(cgroup, id, wanted);
-        for i in 0..NR_CPUS.load() {
+        for i in 0..LAYOUT.get(Field::NrCpus) as u32 {
             let Some(cpu) = CPUS.get_ptr_mut(i) else { return };
             let seq = read_volatile(&raw const (*cpu).seq);
-            let running = if whole_group { (*cpu).tgid == tgid } else { (*cpu).pid == pid };
+            let running =
+                if whole_group { (*cpu).tgid == tgid } else { (*cpu).task == task as u64 };
             // Odd: that CPU is switching right now and reads the new cgroup by itself.
-            if seq & 1 != 0 || (*cpu).pid == 0 || !running {
+            if seq & 1 != 0 || (*cpu).tgid == 0 || !running {
                 continue;
             }
             let count = if (*cpu).cut_seq == seq { (*cpu).cut_count as usize } else { 0 };
@@ -417,8 +392,8 @@ fn on_move<K: Kernel>(task: *const u8, whole_group: bool) {
 fn on_cgroup<K: Kernel>(cgroup: *const u8, made: u32) {
     // SAFETY: the tracepoint's own argument and BTF's offsets.
     unsafe {
-        let root: *const u8 = K::read(cgroup, &CGROUP_ROOT);
-        if K::read::<u32>(root, &ROOT_HIERARCHY_ID) != HIERARCHY_ID.load() {
+        let root: *const u8 = K::read(cgroup, Field::CgroupRoot);
+        if K::read::<u32>(root, Field::RootHierarchyId) != LAYOUT.get(Field::HierarchyId) as u32 {
             return;
         }
         let event = CgroupEvent { cgroup_id: cgroup_id::<K>(cgroup), made, _pad: 0 };

@@ -52,7 +52,6 @@ pub struct KernelLayout {
 }
 
 const MEMBERS: &[(&str, &str)] = &[
-    ("task_struct", "pid"),
     ("task_struct", "tgid"),
     ("task_struct", "flags"),
     ("task_struct", "se"),
@@ -337,9 +336,7 @@ mod tests {
             layout.offset(of, member).unwrap();
         }
         assert!(layout.has_typed_tracepoints());
-        // pid and tgid are neighbours; the first member of a css is its cgroup.
-        let pid = layout.offset("task_struct", "pid").unwrap();
-        assert_eq!(layout.offset("task_struct", "tgid").unwrap(), pid + 4);
+        // The first member of a css is its cgroup.
         assert_eq!(layout.offset("cgroup_subsys_state", "cgroup").unwrap(), 0);
         assert_eq!(layout.subsystem("no such controller"), None);
     }

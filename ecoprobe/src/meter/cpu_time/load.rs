@@ -8,7 +8,7 @@ use aya::maps::{HashMap, Map, MapData, RingBuf};
 use aya::programs::{BtfTracePoint, RawTracePoint};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
 use aya_log::EbpfLogger;
-use ecoprobe_ebpf::CgroupEvent;
+use ecoprobe_ebpf::{CgroupEvent, Field, LAYOUT_LEN};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
@@ -112,12 +112,7 @@ impl CpuTime {
             .map_max_entries("SELECTED", options.max_workloads)
             // Children of the selected cgroups and everybody else's cgroups share this cache.
             .map_max_entries("RESOLVED", options.max_workloads.saturating_mul(2).max(8192));
-        for (name, value) in &constants.narrow {
-            loader.override_global(name, value, true);
-        }
-        for (name, value) in &constants.wide {
-            loader.override_global(name, value, true);
-        }
+        loader.override_global("LAYOUT", &constants.fields[..], true);
         let mut ebpf = loader.load(OBJECT).map_err(|error| cannot("load the probe", &error))?;
         let btf = Btf::parse(&layout.tracepoint_btf(), Endianness::default())
             .map_err(|error| cannot("use this kernel's BTF", &error))?;
@@ -306,8 +301,7 @@ fn cannot(what: &str, error: &(dyn std::error::Error + 'static)) -> Error {
 struct Constants {
     nr_cpus: u32,
     nr_slots: u32,
-    narrow: Vec<(&'static str, u32)>,
-    wide: Vec<(&'static str, u64)>,
+    fields: [u64; LAYOUT_LEN],
 }
 
 impl Constants {
@@ -331,37 +325,31 @@ impl Constants {
             }
         };
         let css_parent = layout.offset("cgroup_subsys_state", "parent")?;
-        Ok(Self {
-            nr_cpus,
-            nr_slots,
-            narrow: vec![
-                ("NR_CPUS", nr_cpus),
-                ("NR_SLOTS", nr_slots),
-                ("HIERARCHY_ID", options.hierarchy_id),
-                ("VIA_CSS", options.v1_controller.is_some().into()),
-            ],
-            wide: vec![
-                ("TASK_PID", layout.offset("task_struct", "pid")?),
-                ("TASK_TGID", layout.offset("task_struct", "tgid")?),
-                ("TASK_FLAGS", layout.offset("task_struct", "flags")?),
-                ("TASK_SUM_EXEC_RUNTIME", se + layout.offset("sched_entity", "sum_exec_runtime")?),
-                (
-                    "TASK_PREV_SUM_EXEC_RUNTIME",
-                    layout
-                        .offset("sched_entity", "prev_sum_exec_runtime")
-                        .map_or(0, |offset| se + offset),
-                ),
-                ("TASK_EXEC_START", se + layout.offset("sched_entity", "exec_start")?),
-                ("TASK_CGROUPS", layout.offset("task_struct", "cgroups")?),
-                ("CSS_SET_CGROUP", css_set_cgroup),
-                ("CSS_CGROUP", layout.offset("cgroup_subsys_state", "cgroup")?),
-                ("CGROUP_KN", layout.offset("cgroup", "kn")?),
-                ("CGROUP_PARENT", layout.offset("cgroup", "self")? + css_parent),
-                ("CGROUP_ROOT", layout.offset("cgroup", "root")?),
-                ("ROOT_HIERARCHY_ID", layout.offset("cgroup_root", "hierarchy_id")?),
-                ("KN_ID", layout.offset("kernfs_node", "id")?),
-            ],
-        })
+        // Not every kernel has it; the probe then does without.
+        let prev_sum = layout.offset("sched_entity", "prev_sum_exec_runtime");
+        let mut fields = [0; LAYOUT_LEN];
+        for (field, value) in [
+            (Field::NrCpus, nr_cpus.into()),
+            (Field::NrSlots, nr_slots.into()),
+            (Field::HierarchyId, options.hierarchy_id.into()),
+            (Field::ViaCss, options.v1_controller.is_some().into()),
+            (Field::TaskTgid, layout.offset("task_struct", "tgid")?),
+            (Field::TaskFlags, layout.offset("task_struct", "flags")?),
+            (Field::TaskSumExecRuntime, se + layout.offset("sched_entity", "sum_exec_runtime")?),
+            (Field::TaskPrevSumExecRuntime, prev_sum.map_or(0, |offset| se + offset)),
+            (Field::TaskExecStart, se + layout.offset("sched_entity", "exec_start")?),
+            (Field::TaskCgroups, layout.offset("task_struct", "cgroups")?),
+            (Field::CssSetCgroup, css_set_cgroup),
+            (Field::CssCgroup, layout.offset("cgroup_subsys_state", "cgroup")?),
+            (Field::CgroupKn, layout.offset("cgroup", "kn")?),
+            (Field::CgroupParent, layout.offset("cgroup", "self")? + css_parent),
+            (Field::CgroupRoot, layout.offset("cgroup", "root")?),
+            (Field::RootHierarchyId, layout.offset("cgroup_root", "hierarchy_id")?),
+            (Field::KnId, layout.offset("kernfs_node", "id")?),
+        ] {
+            fields[field as usize] = value;
+        }
+        Ok(Self { nr_cpus, nr_slots, fields })
     }
 }
 
