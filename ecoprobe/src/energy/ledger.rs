@@ -204,3 +204,217 @@ fn at<T: Clone + Default>(list: &mut Vec<T>, slot: usize) -> &mut T {
     }
     &mut list[slot]
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn window(joules: f64, seconds: f64) -> Window {
+        Window { energy: Joules(joules), time: Seconds(seconds) }
+    }
+
+    fn shares(weights: &[f64]) -> Vec<Share> {
+        weights.iter().enumerate().map(|(slot, &weight)| Share { slot, weight }).collect()
+    }
+
+    fn dynamic(settled: &Settlement) -> Vec<f64> {
+        settled.bills.iter().map(|bill| bill.dynamic.0).collect()
+    }
+
+    fn sum(settled: &Settlement) -> f64 {
+        let bills: Joules = settled.bills.iter().map(|bill| bill.dynamic + bill.idle).sum();
+        (settled.idle + settled.unattributed + bills).0
+    }
+
+    /// Closed to 1e-9, and nothing negative.
+    fn check(settled: &Settlement) -> Result<(), TestCaseError> {
+        let measured = settled.measured.0;
+        prop_assert!((sum(settled) - measured).abs() <= 1e-9 * measured, "{settled:?}");
+        let bills = settled.bills.iter().flat_map(|bill| [bill.dynamic, bill.idle]);
+        for joules in bills.chain([settled.idle, settled.unattributed]) {
+            prop_assert!(joules.0 >= 0.0, "{settled:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn static_energy_is_set_apart_and_the_rest_goes_by_use() {
+        let mut account = Account::default();
+        account.add(window(60.0, 1.0), &shares(&[1.0, 0.0, 3.0]));
+        let settled = account.settle(Some(Watts(20.0)), IdleTo::Nobody);
+        assert_eq!(dynamic(&settled), [10.0, 0.0, 30.0]);
+        assert_eq!((settled.idle.0, settled.unattributed.0), (20.0, 0.0));
+
+        let shared = account.settle(Some(Watts(20.0)), IdleTo::Users);
+        assert_eq!(dynamic(&shared), [10.0, 0.0, 30.0]);
+        assert_eq!(shared.bills[2].idle, Joules(15.0));
+        assert_eq!(shared.idle, Joules(0.0));
+
+        // Not known: nothing is set apart.
+        let unknown = account.settle(None, IdleTo::Nobody);
+        assert_eq!(unknown.idle, Joules(0.0));
+        assert_eq!(unknown.bills[2].dynamic, Joules(45.0));
+    }
+
+    #[test]
+    fn energy_without_a_user_is_idle_or_unattributed() {
+        let mut account = Account::default();
+        account.add(window(50.0, 1.0), &[]);
+        let settled = account.settle(Some(Watts(20.0)), IdleTo::Users);
+        assert_eq!((settled.idle.0, settled.unattributed.0), (20.0, 30.0));
+    }
+
+    #[test]
+    fn a_static_power_above_what_was_measured_leaves_nothing_below_zero() {
+        let mut account = Account::new(Some(Watts(40.0)));
+        account.add(window(10.0, 1.0), &shares(&[1.0]));
+        account.add(window(60.0, 1.0), &shares(&[1.0]));
+        let settled = account.settle(Some(Watts(40.0)), IdleTo::Nobody);
+        assert_eq!(settled.idle, Joules(50.0));
+        assert_eq!(settled.bills[0].dynamic, Joules(20.0));
+        assert!((account.overdrawn() - 0.375).abs() < 1e-12);
+    }
+
+    #[test]
+    fn idle_energy_goes_to_holders_in_equal_parts() {
+        let mut account = Account::default();
+        account.add_held(window(100.0, 1.0), &shares(&[1.0]), &[0, 3]);
+        account.add_held(window(60.0, 1.0), &[], &[]);
+        let settled = account.settle(Some(Watts(60.0)), IdleTo::Holders);
+        assert_eq!(settled.bills[0], Bill { dynamic: Joules(40.0), idle: Joules(30.0) });
+        assert_eq!(settled.bills[3], Bill { dynamic: Joules(0.0), idle: Joules(30.0) });
+        assert_eq!((settled.idle.0, settled.unattributed.0), (60.0, 0.0));
+    }
+
+    #[test]
+    fn books_close_after_a_million_windows() {
+        let mut account = Account::default();
+        let users = shares(&[0.1, 0.7, 1e-9, 3.3]);
+        let mut seconds = 0.1;
+        for _ in 0..1_000_000 {
+            seconds = if seconds > 0.3 { 0.1 } else { seconds * 1.000_1 };
+            account.add(window(seconds * 31.7, seconds), &users);
+        }
+        for idle_to in [IdleTo::Nobody, IdleTo::Users] {
+            let settled = account.settle(None, idle_to);
+            let error = sum(&settled) / settled.measured.0 - 1.0;
+            assert!(error.abs() < 1e-13, "{error}");
+        }
+    }
+
+    #[derive(Debug, Clone)]
+    struct Entry {
+        window: Window,
+        weights: Vec<f64>,
+        holders: Vec<usize>,
+    }
+
+    fn entries() -> impl Strategy<Value = Vec<Entry>> {
+        let weight = prop_oneof![2 => Just(0.0), 3 => 0.0..1e10, 1 => 0.0..1e-6];
+        let joules = prop_oneof![1 => Just(0.0), 5 => 0.0..500.0];
+        let entry = (
+            joules,
+            1e-4..10.0,
+            proptest::collection::vec(weight, 0..6),
+            proptest::sample::subsequence(vec![0, 1, 2, 7], 0..=4),
+        );
+        let entry = entry.prop_map(|(joules, seconds, weights, holders)| Entry {
+            window: window(joules, seconds),
+            weights,
+            holders,
+        });
+        proptest::collection::vec(entry, 0..40)
+    }
+
+    fn account(entries: &[Entry], known: Option<Watts>) -> Account {
+        let mut account = Account::new(known);
+        for Entry { window, weights, holders } in entries {
+            account.add_held(*window, &shares(weights), holders);
+        }
+        account
+    }
+
+    fn policy() -> impl Strategy<Value = IdleTo> {
+        prop_oneof![Just(IdleTo::Nobody), Just(IdleTo::Users), Just(IdleTo::Holders)]
+    }
+
+    proptest! {
+        #[test]
+        fn books_close_and_nothing_is_negative(
+            entries in entries(),
+            watts in proptest::option::of(0.0..200.0),
+            known: bool,
+            idle_to in policy(),
+        ) {
+            let watts = watts.map(Watts);
+            check(&account(&entries, watts.filter(|_| known)).settle(watts, idle_to))?;
+        }
+
+        #[test]
+        fn a_given_static_power_takes_no_more_than_each_window_has(
+            entries in entries(), watts in 0.0..200.0,
+        ) {
+            let settled =
+                account(&entries, Some(Watts(watts))).settle(Some(Watts(watts)), IdleTo::Nobody);
+            let most = |window: &Window| window.energy.0.min(watts * window.time.0);
+            let expected: f64 = entries.iter().map(|entry| most(&entry.window)).sum();
+            prop_assert!((settled.idle.0 - expected).abs() <= 1e-9 * settled.measured.0);
+        }
+
+        #[test]
+        fn the_order_of_slots_and_windows_does_not_matter(
+            entries in entries(), watts in 0.0..200.0, idle_to in policy(),
+        ) {
+            let slots = 6;
+            let reversed: Vec<Entry> = entries.iter().rev().cloned().map(|mut entry| {
+                entry.weights.resize(slots, 0.0);
+                entry.weights.reverse();
+                entry.holders.iter_mut().for_each(|slot| *slot = (slots + 7 - *slot) % (slots + 2));
+                entry
+            }).collect();
+            let here = account(&entries, None).settle(Some(Watts(watts)), idle_to);
+            let there = account(&reversed, None).settle(Some(Watts(watts)), idle_to);
+            let tolerance = 1e-9 * here.measured.0;
+            prop_assert!((here.idle.0 - there.idle.0).abs() <= tolerance);
+            for slot in 0..slots {
+                let bill = |settled: &Settlement, slot: usize| {
+                    settled.bills.get(slot).copied().unwrap_or_default().dynamic.0
+                };
+                prop_assert!((bill(&here, slot) - bill(&there, slots - 1 - slot)).abs() <= tolerance);
+            }
+        }
+
+        #[test]
+        fn cutting_windows_in_two_changes_nothing(
+            entries in entries(),
+            cut in 0.01..0.99,
+            watts in 0.0..200.0,
+            known: bool,
+            idle_to in policy(),
+        ) {
+            let halves: Vec<Entry> = entries.iter().flat_map(|entry| {
+                [cut, 1.0 - cut].map(|part| Entry {
+                    window: Window {
+                        energy: entry.window.energy * part,
+                        time: entry.window.time * part,
+                    },
+                    ..entry.clone()
+                })
+            }).collect();
+            let watts = Watts(watts);
+            let settle = |entries| {
+                account(entries, known.then_some(watts)).settle(Some(watts), idle_to)
+            };
+            let (whole, halved) = (settle(&entries), settle(&halves));
+            let tolerance = 1e-9 * whole.measured.0;
+            prop_assert!((whole.idle.0 - halved.idle.0).abs() <= tolerance);
+            prop_assert_eq!(whole.bills.len(), halved.bills.len());
+            for (a, b) in whole.bills.iter().zip(&halved.bills) {
+                prop_assert!((a.dynamic.0 - b.dynamic.0).abs() <= tolerance);
+                prop_assert!((a.idle.0 - b.idle.0).abs() <= tolerance);
+            }
+        }
+    }
+}

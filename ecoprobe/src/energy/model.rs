@@ -257,3 +257,141 @@ fn student_t(freedom: u64) -> f64 {
     // Within 0.5 % beyond the table.
     exact.copied().unwrap_or(1.96 + 2.6 / freedom as f64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A fixed sequence of numbers in -1..1.
+    struct Noise(u64);
+
+    impl Noise {
+        fn next(&mut self) -> f64 {
+            self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (self.0 >> 33) as f64 / (1u64 << 30) as f64 - 1.0
+        }
+    }
+
+    /// Calibrates on windows of `seconds` at the given loads: 20 W and 15 J a CPU-second, within
+    /// one refresh of the counter at each end, and `noise` watts.
+    fn calibrate(seconds: f64, noise: f64, loads: impl IntoIterator<Item = f64>) -> StaticPower {
+        let mut calibrator = Calibrator::new(Grain::RAPL);
+        let mut random = Noise(7);
+        let mut late = 0.0;
+        for load in loads {
+            let watts = 20.0 + 15.0 * load + noise * random.next();
+            let later = 0.0005 * (1.0 + random.next()) * watts;
+            let energy = Joules(watts * seconds + late - later);
+            late = later;
+            let window = Window { energy, time: Seconds(seconds) };
+            calibrator.observe(window, Seconds(load * seconds));
+        }
+        calibrator.static_power()
+    }
+
+    fn steps(count: usize) -> impl Iterator<Item = f64> {
+        (0..count).map(|step| [0.3, 1.7, 1.0, 0.6][step % 4])
+    }
+
+    fn watts(power: StaticPower) -> f64 {
+        power.watts().unwrap_or_else(|| panic!("{power:?}")).0
+    }
+
+    #[test]
+    fn a_varying_load_shows_the_static_power() {
+        // Ten windows of a second, a hundred of 100 ms, a thousand of 10 ms pooled to 100.
+        assert!((watts(calibrate(1.0, 0.0, steps(10))) - 20.0).abs() < 0.1);
+        assert!((watts(calibrate(0.1, 0.0, steps(100))) - 20.0).abs() < 0.5);
+        let slow = (0..1000).map(|step| [0.3, 1.7, 1.0, 0.6][step / 25 % 4]);
+        assert!((watts(calibrate(0.01, 0.0, slow)) - 20.0).abs() < 0.5);
+        // And with 2 W of noise on 35 W.
+        assert!((watts(calibrate(1.0, 2.0, steps(30))) - 20.0).abs() < 1.5);
+    }
+
+    #[test]
+    fn the_standard_error_is_honest() {
+        let (mut inside, mut runs) = (0, 0);
+        for seed in 0..400 {
+            let mut calibrator = Calibrator::new(Grain::RAPL);
+            let mut random = Noise(seed);
+            for load in steps(20) {
+                let energy = Joules(20.0 + 15.0 * load + 2.0 * random.next());
+                calibrator.observe(Window { energy, time: Seconds(1.0) }, Seconds(load));
+            }
+            if let StaticPower::Calibrated { watts, stderr } = calibrator.static_power() {
+                runs += 1;
+                inside += u32::from((watts.0 - 20.0).abs() <= 2.1 * stderr.0);
+            }
+        }
+        assert!(runs > 390, "{runs}");
+        // 95 % of 400 is 380, give or take 4.4; seven of those are allowed.
+        assert!((350..=400).contains(&inside), "{inside}");
+    }
+
+    #[test]
+    fn an_even_load_says_nothing() {
+        let mut random = Noise(3);
+        let even = std::iter::repeat_with(|| 1.0 + 0.01 * random.next()).take(10_000);
+        assert_eq!(calibrate(0.1, 0.0, even), StaticPower::Unknown(Unknown::LoadTooEven));
+        assert_eq!(calibrate(1.0, 0.0, [1.0; 50]), StaticPower::Unknown(Unknown::LoadTooEven));
+        // A load that varies, in a noise that drowns it.
+        let drowned = calibrate(0.1, 30.0, steps(20).map(|load| 1.0 + 0.1 * load));
+        assert_eq!(drowned, StaticPower::Unknown(Unknown::LoadTooEven));
+    }
+
+    #[test]
+    fn two_points_are_not_enough() {
+        assert_eq!(calibrate(1.0, 0.0, [0.1, 1.0]), StaticPower::Unknown(Unknown::TooShort));
+        assert_eq!(calibrate(0.01, 0.0, steps(20)), StaticPower::Unknown(Unknown::TooShort));
+        assert!((watts(calibrate(1.0, 0.0, [0.1, 1.0, 0.4])) - 20.0).abs() < 0.5);
+    }
+
+    #[test]
+    fn idling_shows_it_directly() {
+        assert!((watts(calibrate(0.1, 0.0, [0.01; 10])) - 20.15).abs() < 0.1);
+        // Even where power does not follow load in a straight line.
+        let mut calibrator = Calibrator::new(Grain::RAPL);
+        for load in [0.0, 1.0, 0.0, 4.0, 0.0, 9.0, 2.0, 0.0, 7.0_f64] {
+            let window = Window { energy: Joules(20.0 + 15.0 * load.sqrt()), time: Seconds(1.0) };
+            calibrator.observe(window, Seconds(load));
+        }
+        assert_eq!(watts(calibrator.static_power()), 20.0);
+    }
+
+    #[test]
+    fn it_is_never_negative_nor_above_what_was_measured() {
+        let learn = |power: fn(f64) -> f64| {
+            let mut calibrator = Calibrator::new(Grain::RAPL);
+            for load in steps(40) {
+                let window = Window { energy: Joules(power(load)), time: Seconds(1.0) };
+                calibrator.observe(window, Seconds(load));
+            }
+            watts(calibrator.static_power())
+        };
+        assert_eq!(learn(|load| 10.0 * load - 0.1), 0.0);
+        assert_eq!(learn(|load| 20.0 - 0.1 * load), 20.0 - 0.17);
+        assert_eq!(learn(|_| 0.0), 0.0);
+    }
+
+    #[test]
+    fn a_counter_that_stands_still_for_a_while_is_late_not_zero() {
+        let mut calibrator = Calibrator::new(Grain::RAPL);
+        let mut owed = 0.0;
+        for (step, load) in steps(60).enumerate() {
+            owed += 0.1 * (20.0 + 15.0 * load);
+            let energy = Joules(if step == 5 { 0.0 } else { std::mem::take(&mut owed) });
+            calibrator.observe(Window { energy, time: Seconds(0.1) }, Seconds(0.1 * load));
+        }
+        assert!((watts(calibrator.static_power()) - 20.0).abs() < 0.1);
+    }
+
+    #[test]
+    fn a_given_power_is_not_learned() {
+        let mut model = PowerModel::new(Some(Watts(7.0)), Grain::RAPL);
+        let window = Window { energy: Joules(50.0), time: Seconds(1.0) };
+        for _ in 0..10 {
+            model.observe(window, Seconds(0.0));
+        }
+        assert_eq!(model.static_power(), StaticPower::Given(Watts(7.0)));
+    }
+}

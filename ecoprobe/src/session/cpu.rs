@@ -109,6 +109,8 @@ impl Meter {
         let previous = std::mem::replace(&mut self.previous, reading);
         self.latest = None;
         let reason = match reading.map(|now| (now, counter::delta(domain, previous, now))) {
+            // The reading before was of no use.
+            Some((_, Delta::First)) if previous.is_some() => Reason::OutOfRange,
             None | Some((_, Delta::First)) => Reason::Unread,
             Some((_, Delta::Ambiguous(Doubt::MoreWraps))) => Reason::MoreWraps,
             Some((_, Delta::Ambiguous(Doubt::WentBack))) => Reason::WentBack,

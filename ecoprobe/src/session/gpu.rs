@@ -36,14 +36,16 @@ pub(super) struct Gpu {
 struct Stretch {
     from_ns: u64,
     to_ns: u64,
-    joules_per_ns: f64,
+    /// The whole window's.
+    joules: f64,
+    length_ns: f64,
     load: Option<f64>,
     method: GpuMethod,
     users_known: bool,
     shares: Arc<[Share]>,
     holders: Arc<[usize]>,
-    /// Busy seconds in each nanosecond of the window, by slot; `None` where unknown.
-    busy_per_ns: Vec<(usize, Option<f64>)>,
+    /// Busy seconds in the whole window, by slot; `None` where unknown.
+    busy_seconds: Vec<(usize, Option<f64>)>,
 }
 
 /// The part of a driver's window that lies between two samples.
@@ -103,7 +105,6 @@ impl Gpu {
             return;
         }
         self.taken_ns = window.to_ns;
-        let length = (window.to_ns - window.from_ns) as f64;
         let usage = if window.unknown_users { &[][..] } else { &window.usage[..] };
         let sane = |value: &f64| value.is_finite() && *value >= 0.0;
         let shares = usage
@@ -117,21 +118,20 @@ impl Gpu {
             .collect();
         holders.sort_unstable();
         holders.dedup();
-        let busy = usage.iter().map(|user| {
-            let seconds = user.busy_seconds.filter(sane);
-            (billed_to(user.slot, slots), seconds.map(|seconds| seconds / length))
-        });
+        let busy =
+            usage.iter().map(|user| (billed_to(user.slot, slots), user.busy_seconds.filter(sane)));
         let nobody = usage.is_empty() && !window.unknown_users;
         self.ahead.push_back(Stretch {
             from_ns: window.from_ns,
             to_ns: window.to_ns,
-            joules_per_ns: joules / length,
+            joules,
+            length_ns: (window.to_ns - window.from_ns) as f64,
             load: window.busy.filter(sane).or(nobody.then_some(0.0)),
             method: window.method,
             users_known: !window.unknown_users,
             shares: shares.collect(),
             holders: holders.into(),
-            busy_per_ns: busy.collect(),
+            busy_seconds: busy.collect(),
         });
     }
 
@@ -149,16 +149,16 @@ impl Gpu {
             let from_ns = stretch.from_ns.max(first_ns);
             let to_ns = stretch.to_ns.min(newest_ns);
             if from_ns < to_ns {
-                let ns = (to_ns - from_ns) as f64;
+                let part = (to_ns - from_ns) as f64 / stretch.length_ns;
                 let time = Seconds::from_ns(to_ns - from_ns);
-                let window = Window { energy: Joules(stretch.joules_per_ns * ns), time };
+                let window = Window { energy: Joules(stretch.joules * part), time };
                 let shares = Arc::clone(&stretch.shares);
                 let piece = Piece { window, shares, holders: Arc::clone(&stretch.holders) };
                 piece.enter(&mut self.account);
                 if let Some(load) = stretch.load {
                     self.model.observe(window, time * load.min(1.0));
                 }
-                stretch.note_users(&mut self.users, window, ns);
+                stretch.note_users(&mut self.users, window, part);
                 self.users_known |= stretch.users_known;
                 self.arriving.push(piece);
                 stretch.from_ns = to_ns;
@@ -206,12 +206,12 @@ impl Gpu {
 }
 
 impl Stretch {
-    /// Notes who used the device during `ns` nanoseconds of this window.
-    fn note_users(&self, users: &mut BTreeMap<usize, User>, window: Window, ns: f64) {
-        for &(slot, busy_per_ns) in &self.busy_per_ns {
+    /// Notes who used the device in a `part` of this window.
+    fn note_users(&self, users: &mut BTreeMap<usize, User>, window: Window, part: f64) {
+        for &(slot, busy_seconds) in &self.busy_seconds {
             let user = users.entry(slot).or_default();
-            match busy_per_ns {
-                Some(busy) => user.busy_seconds += busy * ns,
+            match busy_seconds {
+                Some(busy) => user.busy_seconds += busy * part,
                 None => user.busy_unknown = true,
             }
         }
