@@ -152,11 +152,12 @@ impl Account {
         self.static_time.add(static_time.0);
         let users = || shares.iter().filter(|share| share.weight > 0.0);
         let total: f64 = users().map(|share| share.weight).sum();
-        if !(total > 0.0 && total.is_finite()) {
+        if !total.is_normal() {
             return self.nobody.add(energy, static_time);
         }
+        let inverse = total.recip();
         for share in users() {
-            let part = share.weight / total;
+            let part = share.weight * inverse;
             at(&mut self.slots, share.slot).add(energy * part, static_time * part);
         }
     }
@@ -198,11 +199,17 @@ impl Account {
 }
 
 /// The entry of `slot`, which is made if the list is too short.
+#[inline]
 fn at<T: Clone + Default>(list: &mut Vec<T>, slot: usize) -> &mut T {
     if slot >= list.len() {
-        list.resize(slot + 1, T::default());
+        grow(list, slot + 1);
     }
     &mut list[slot]
+}
+
+#[cold]
+fn grow<T: Clone + Default>(list: &mut Vec<T>, slots: usize) {
+    list.resize(slots, T::default());
 }
 
 #[cfg(test)]

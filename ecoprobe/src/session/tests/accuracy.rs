@@ -77,7 +77,7 @@ fn given_static_power() {
     for (packages, seconds, interval) in
         [(1, 10.0, 1.0), (1, 10.0, 0.1), (1, 3.0, 0.01), (2, 10.0, 1.0), (8, 4.0, 0.1)]
     {
-        Run { packages, seconds, interval, given: Some(20.0) }.within(&bursts, 0.01);
+        Run { packages, seconds, interval, given: Some(20.0) }.within(&bursts, 0.005);
     }
 }
 

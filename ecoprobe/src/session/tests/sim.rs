@@ -73,7 +73,8 @@ impl<'a> Machine<'a> {
     pub(super) fn run(&mut self, seconds: f64, interval: f64) -> Vec<Sample> {
         let mut samples = Vec::new();
         for index in 0..=(seconds / interval).round() as u64 {
-            let at = index as f64 * interval + self.random() * 0.05 * interval;
+            let late = if index == 0 { 0.0 } else { self.random() * 0.05 };
+            let at = (index as f64 + late) * interval;
             while (self.step as f64) * STEP < at {
                 self.advance();
             }
