@@ -296,6 +296,15 @@ mod tests {
     }
 
     #[test]
+    fn a_sum_keeps_what_rounding_cuts_off() {
+        let mut sum = Sum::default();
+        sum.add(1.0);
+        // Each of these is lost in a plain sum.
+        (0..1_000_000).for_each(|_| sum.add(1e-16));
+        assert!((sum.get() - (1.0 + 1e-10)).abs() < 1e-15);
+    }
+
+    #[test]
     fn books_close_after_a_million_windows() {
         let mut account = Account::default();
         let users = shares(&[0.1, 0.7, 1e-9, 3.3]);

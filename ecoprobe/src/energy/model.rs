@@ -329,6 +329,18 @@ mod tests {
     }
 
     #[test]
+    fn points_that_agree_by_chance_are_not_believed_to_the_last_digit() {
+        let mut calibrator = Calibrator::new(Grain::RAPL);
+        for load in steps(4) {
+            let window = Window { energy: Joules(2.0 + 1.5 * load), time: Seconds(0.1) };
+            calibrator.observe(window, Seconds(0.1 * load));
+        }
+        let StaticPower::Calibrated { stderr, .. } = calibrator.static_power() else { panic!() };
+        // A refresh at 33.5 W in 100 ms is 0.34 W.
+        assert!((0.1..0.3).contains(&stderr.0), "{stderr:?}");
+    }
+
+    #[test]
     fn an_even_load_says_nothing() {
         let mut random = Noise(3);
         let even = std::iter::repeat_with(|| 1.0 + 0.01 * random.next()).take(10_000);
