@@ -14,8 +14,8 @@ const EDGE_ERROR: f64 = 0.408_248_290_463_863;
 
 /// Below this relative spread of the load there is no line to speak of. CPU time is known to about
 /// 0.5 % in 100 ms; an error in the load flattens the line by the square of its ratio to the load's
-/// spread, and the intercept takes up the difference: 1 % of the dynamic power at this limit.
-const LEAST_SPREAD: f64 = 0.05;
+/// spread, and the intercept takes up the difference: 3 % of the dynamic power at this limit.
+const LEAST_SPREAD: f64 = 0.03;
 
 /// The 95 % interval of the static power may reach this far to each side: a tenth of the mean
 /// dynamic power, or where little runs, a twentieth of all power.
