@@ -1,1 +1,0 @@
-//! Placeholder for the module's doc.

@@ -1,0 +1,393 @@
+//! What must hold whatever is read.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::sample::{Event, IdlePolicy, Reading, Sample};
+
+const SECOND: u64 = 1_000_000_000;
+
+fn reading(second: u64, joules: f64) -> Option<Reading> {
+    Some(Reading { mono_ns: second * SECOND, count: (joules / UNIT) as u64 })
+}
+
+/// A sample at `second` of one package: CPU seconds by slot, and the counter's joules.
+fn sample(second: u64, cpu_seconds: &[f64], joules: Option<f64>) -> Sample {
+    Sample {
+        mono_ns: second * SECOND,
+        cpu_ns: vec![cpu_seconds.iter().map(|seconds| (seconds * 1e9) as u64).collect()],
+        energy: vec![joules.and_then(|joules| reading(second, joules))],
+    }
+}
+
+fn one_package(static_watts: Option<f64>) -> Session {
+    let mut header = header(1, vec![domain("package-0", Component::Cpu, 0)]);
+    let watts = static_watts.map(|watts| ("package-0".to_owned(), watts));
+    header.settings.static_watts = watts.into_iter().collect();
+    Session::new(header)
+}
+
+#[test]
+fn one_run_by_hand() {
+    let mut session = one_package(Some(20.0));
+    session.workload(workload("a"));
+    session.workload(workload("b"));
+    session.sample(&sample(10, &[1.0, 5.0, 2.0], Some(1000.0)));
+    assert_eq!(session.window(), None);
+    session.sample(&sample(11, &[1.0, 5.5, 3.0, 1.0], Some(1050.0)));
+    session.sample(&sample(13, &[2.0, 6.0, 4.0, 1.0], Some(1120.0)));
+
+    let report = report(&session);
+    assert_adds_up(&report);
+    assert_eq!((report.window.seconds, report.window.samples), (3.0, 3));
+    let node = report.node.cpu;
+    assert_eq!(node.measured_j, Some(120.0));
+    assert_eq!(node.idle_j, Some(60.0));
+    assert_eq!(node.workloads_j, Some(45.0));
+    assert_eq!(node.other_j, Some(15.0));
+    assert_eq!(node.unattributed_j, Some(0.0));
+    assert_eq!(report.node.dram, Books::default());
+    let [a, b] = &report.workloads[..] else { panic!() };
+    assert_eq!((a.cpu_seconds, a.energy_j.cpu, a.energy_j.total), (2.0, Some(30.0), Some(30.0)));
+    assert_eq!((b.cpu_seconds, b.energy_j.cpu, b.mean_power_w), (1.0, Some(15.0), Some(5.0)));
+    assert_eq!((a.energy_j.dram, a.energy_j.gpu, a.energy_j.idle_share), (None, None, None));
+    assert_eq!((a.gpu_seconds, a.emissions_g, a.cost), (None, None, None));
+
+    let window = session.window().unwrap();
+    assert_closed(&window.node);
+    assert_eq!((window.start_s, window.seconds), (1.0, 2.0));
+    assert_eq!(window.node.cpu.idle_j, Some(40.0));
+    assert_eq!(window.workloads[0].energy_j.cpu, Some(15.0));
+    assert_eq!(
+        (window.workloads[1].cpu_seconds, window.workloads[1].energy_j.cpu),
+        (0.0, Some(0.0))
+    );
+    assert_eq!(window.static_power_w["package-0"], Some(20.0));
+}
+
+#[test]
+fn idle_energy_is_shared_out_when_asked() {
+    let mut session = one_package(Some(20.0));
+    session.header.settings.idle = IdlePolicy::Share;
+    session.workload(workload("a"));
+    session.sample(&sample(0, &[], Some(0.0)));
+    session.sample(&sample(1, &[1.0, 0.0, 3.0], Some(60.0)));
+    session.sample(&sample(2, &[1.0, 0.0, 3.0], Some(90.0)));
+    let report = report(&session);
+    assert_adds_up(&report);
+    let energy = report.workloads[0].energy_j;
+    assert_eq!((energy.cpu, energy.idle_share, energy.total), (Some(30.0), Some(15.0), Some(45.0)));
+    // Nobody ran in the second window: its idle energy stays idle.
+    assert_eq!(report.node.cpu.idle_j, Some(20.0));
+    assert_eq!(report.node.cpu.other_j, Some(15.0));
+    assert_eq!(report.node.cpu.unattributed_j, Some(10.0));
+}
+
+#[test]
+fn dram_has_books_of_its_own() {
+    let domains =
+        vec![domain("package-0", Component::Cpu, 0), domain("dram-0", Component::Dram, 0)];
+    let mut header = header(1, domains);
+    header.settings.static_watts = [("package-0".into(), 20.0), ("dram-0".into(), 2.0)].into();
+    header.settings.carbon_intensity = Some(360.0);
+    header.settings.price = Some(0.36);
+    header.settings.pue = Some(1.5);
+    let mut session = Session::new(header);
+    session.workload(workload("a"));
+    for second in 0..3 {
+        let mut sample = sample(second, &[0.0, 0.0, second as f64], Some(50.0 * second as f64));
+        sample.energy.push(reading(second, 5.0 * second as f64));
+        session.sample(&sample);
+    }
+    let report = report(&session);
+    assert_adds_up(&report);
+    let job = &report.workloads[0];
+    let energy = job.energy_j;
+    assert_eq!((energy.cpu, energy.dram, energy.total), (Some(60.0), Some(6.0), Some(66.0)));
+    assert_eq!(report.node.dram.idle_j, Some(4.0));
+    assert!((job.emissions_g.unwrap() - 66.0 / 3.6e6 * 1.5 * 360.0).abs() < 1e-15);
+    assert!((job.cost.unwrap() - 66.0 / 3.6e6 * 1.5 * 0.36).abs() < 1e-18);
+    assert_eq!(report.sources.static_power.kind, StaticPowerKind::Given);
+}
+
+#[test]
+fn an_estimate_brings_its_own_static_power() {
+    let mut session = one_package(None);
+    session.header.sources.static_power = StaticPowerSource {
+        kind: StaticPowerKind::Estimate,
+        watts: [("package-0".to_owned(), Some(20.0))].into(),
+        stderr_watts: BTreeMap::new(),
+    };
+    let mut session = Session::new(session.header);
+    session.workload(workload("a"));
+    session.sample(&sample(0, &[], Some(0.0)));
+    session.sample(&sample(1, &[0.0, 0.0, 1.0], Some(35.0)));
+    let report = report(&session);
+    assert_eq!(report.sources.static_power.kind, StaticPowerKind::Estimate);
+    assert_eq!(report.workloads[0].energy_j.cpu, Some(15.0));
+}
+
+#[test]
+fn what_could_not_be_read_is_missing_and_not_zero() {
+    let mut session = one_package(Some(20.0));
+    session.workload(workload("a"));
+    for second in 0..4 {
+        session.sample(&sample(second, &[0.0, 0.0, second as f64], None));
+    }
+    let report = report(&session);
+    assert_adds_up(&report);
+    assert_eq!(report.node.cpu, Books::default());
+    assert_eq!(report.workloads[0].energy_j.total, None);
+    assert_eq!(report.workloads[0].mean_power_w, None);
+    assert_eq!(report.workloads[0].cpu_seconds, 3.0);
+    assert_eq!(session.window().unwrap().node.cpu, Books::default());
+    let [warning] = &report.warnings[..] else { panic!("{:?}", report.warnings) };
+    assert!(warning.contains("package-0: 3 windows, 3.000 s in all"), "{warning}");
+}
+
+#[test]
+fn a_counter_that_vanishes_and_returns_keeps_what_it_had_counted() {
+    let mut session = one_package(Some(20.0));
+    session.workload(workload("a"));
+    let joules = [Some(0.0), Some(50.0), None, None, Some(7.0), Some(57.0)];
+    for (second, joules) in joules.into_iter().enumerate() {
+        session.sample(&sample(second as u64, &[0.0, 0.0, second as f64], joules));
+    }
+    let report = report(&session);
+    assert_adds_up(&report);
+    assert_eq!(report.node.cpu.measured_j, Some(100.0));
+    assert_eq!(report.workloads[0].energy_j.cpu, Some(60.0));
+    let [warning] = &report.warnings[..] else { panic!("{:?}", report.warnings) };
+    assert!(warning.contains("3 windows, 3.000 s") && warning.contains("could not be read"));
+}
+
+#[test]
+fn jumps_resets_and_long_windows_are_left_out_and_said() {
+    let run = |range, readings: [(u64, f64); 4]| {
+        let mut session = one_package(Some(20.0));
+        session.header.domains[0].range = range;
+        for (second, joules) in readings {
+            session.sample(&sample(second, &[], Some(joules)));
+        }
+        let report = report(&session);
+        assert_adds_up(&report);
+        let [warning] = &report.warnings[..] else { panic!("{:?}", report.warnings) };
+        (report.node.cpu.measured_j.unwrap(), warning.clone())
+    };
+    let (joules, warning) = run(None, [(0, 0.0), (1, 50.0), (2, 9050.0), (3, 9100.0)]);
+    assert_eq!(joules, 100.0);
+    assert!(warning.contains("jumped") && warning.contains("8911 W; at most 500 W"), "{warning}");
+    let (joules, warning) = run(None, [(0, 800.0), (1, 850.0), (2, 3.0), (3, 53.0)]);
+    assert_eq!(joules, 100.0);
+    assert!(warning.contains("was reset"), "{warning}");
+    let wrap = Some((1000.0 / UNIT) as u64);
+    let (joules, warning) = run(wrap, [(0, 800.0), (1, 850.0), (100, 900.0), (101, 950.0)]);
+    assert_eq!(joules, 100.0);
+    assert!(warning.contains("wrapped") && warning.contains("99.000 s"), "{warning}");
+    let (joules, warning) = run(wrap, [(0, 800.0), (1, 850.0), (2, 1000.0), (3, 0.0)]);
+    assert_eq!(joules, 50.0);
+    assert!(warning.contains("beyond its range") && warning.contains("2 windows"), "{warning}");
+}
+
+#[test]
+fn cpu_time_that_falls_is_not_counted_twice() {
+    let mut session = one_package(Some(0.0));
+    session.workload(workload("a"));
+    for (second, cpu) in [1.0, 2.0, 1.7, 1.9, 2.5].into_iter().enumerate() {
+        session.sample(&sample(second as u64, &[0.0, 0.0, cpu], Some(10.0 * second as f64)));
+    }
+    let report = report(&session);
+    assert_eq!(report.workloads[0].cpu_seconds, 1.5);
+    // In two windows nobody is known to have run.
+    assert_eq!(report.node.cpu.unattributed_j, Some(20.0));
+}
+
+#[test]
+fn a_workload_that_appears_later_starts_then() {
+    let mut session = one_package(Some(0.0));
+    session.sample(&sample(0, &[0.0, 0.0, 0.0], Some(0.0)));
+    // A slot that nobody announced is `other`.
+    session.sample(&sample(1, &[1.0, 0.0, 1.0], Some(10.0)));
+    session.workload(workload("late"));
+    session.sample(&sample(2, &[1.0, 0.0, 1.5], Some(20.0)));
+    let report = report(&session);
+    assert_adds_up(&report);
+    assert_eq!(report.workloads[0].cpu_seconds, 0.5);
+    assert_eq!(report.workloads[0].energy_j.cpu, Some(10.0));
+    assert_eq!(report.node.cpu.other_j, Some(10.0));
+}
+
+#[test]
+fn static_power_above_what_is_measured_is_said() {
+    let mut session = one_package(Some(100.0));
+    session.workload(workload("a"));
+    for second in 0..3 {
+        let cpu = [0.0, 0.0, second as f64];
+        session.sample(&sample(second, &cpu, Some(50.0 * second as f64)));
+        if let Some(window) = session.window() {
+            assert_closed(&window.node);
+        }
+    }
+    let report = report(&session);
+    assert_adds_up(&report);
+    assert_eq!(report.node.cpu.idle_j, Some(100.0));
+    assert_eq!(report.workloads[0].energy_j.cpu, Some(0.0));
+    assert!(report.warnings[0].contains("set too high"), "{:?}", report.warnings);
+}
+
+#[test]
+fn no_sample_no_figures() {
+    let session = one_package(None);
+    let report = report(&session);
+    assert_adds_up(&report);
+    assert_eq!((report.window.seconds, report.window.samples), (0.0, 0));
+    assert!(report.warnings[0].contains("fewer than two samples"));
+}
+
+#[test]
+fn warnings_are_said_once_and_bounded() {
+    let mut session = one_package(None);
+    for number in 0..1000 {
+        session.apply(&Event::Warning { message: "the same".into() });
+        session.apply(&Event::Warning { message: format!("number {number}") });
+    }
+    let warnings = report(&session).warnings;
+    assert_eq!(warnings.iter().filter(|warning| *warning == "the same").count(), 1);
+    assert_eq!(warnings.len(), 64 + 2);
+    assert!(warnings[64].starts_with("937 further"), "{}", warnings[64]);
+}
+
+#[test]
+fn nonsense_does_not_panic() {
+    let domains = vec![domain("package-0", Component::Cpu, 9), domain("gpu", Component::Gpu, 0)];
+    let mut session = Session::new(header(1, domains));
+    let cell = |value| Sample {
+        mono_ns: value,
+        cpu_ns: vec![vec![value; 5], vec![value; 9]],
+        energy: vec![Some(Reading { mono_ns: 7, count: value }); 7],
+    };
+    for value in [5, 0, u64::MAX, 3, u64::MAX] {
+        session.sample(&cell(value));
+        session.window();
+    }
+    assert_closed(&report(&session).node);
+}
+
+/// Random samples of two packages with a DRAM domain each: steps of time, CPU time (which may fall)
+/// and energy (which may wrap, jump or be missing).
+fn samples() -> impl Strategy<Value = Vec<Sample>> {
+    let cell = prop_oneof![2 => Just(0i64), 5 => 0i64..2_000_000_000, 1 => -1_000_000i64..0];
+    let step = (
+        1u64..3_000_000_000,
+        proptest::collection::vec(proptest::collection::vec(cell, 0..6), 2),
+        proptest::collection::vec(
+            prop_oneof![
+                8 => (0u64..2_000_000).prop_map(Some),
+                1 => Just(None),
+                1 => any::<u64>().prop_map(Some),
+            ],
+            4,
+        ),
+    );
+    proptest::collection::vec(step, 0..30).prop_map(|steps| {
+        let mut now = Sample { mono_ns: 0, cpu_ns: vec![vec![1 << 40; 6]; 2], energy: vec![] };
+        let mut counts = [4_294_000_000u64; 4];
+        let samples = steps.into_iter().map(|(ns, cpu, energy)| {
+            now.mono_ns += ns;
+            for (row, steps) in now.cpu_ns.iter_mut().zip(cpu) {
+                for (cell, step) in row.iter_mut().zip(steps) {
+                    *cell = cell.saturating_add_signed(step);
+                }
+            }
+            let energy = counts.iter_mut().zip(energy).map(|(count, step)| {
+                *count = count.wrapping_add(step?) % (1 << 32);
+                Some(Reading { mono_ns: now.mono_ns + 1000, count: *count })
+            });
+            now.energy = energy.collect();
+            now.clone()
+        });
+        samples.collect()
+    })
+}
+
+fn two_packages(settings: Settings, samples: &[Sample], check_windows: bool) -> Session {
+    let domains = (0..2).flat_map(|package| {
+        [("package", Component::Cpu), ("dram", Component::Dram)]
+            .map(|(name, component)| domain(&format!("{name}-{package}"), component, package))
+    });
+    let mut header = header(2, domains.collect());
+    header.settings = settings;
+    let mut session = Session::new(header);
+    for name in ["a", "b", "c"] {
+        session.workload(workload(name));
+    }
+    for sample in samples {
+        session.sample(sample);
+        if let Some(window) = session.window().filter(|_| check_windows) {
+            assert_closed(&window.node);
+        }
+    }
+    session
+}
+
+fn settings() -> impl Strategy<Value = Settings> {
+    let watts = proptest::collection::btree_map("(package|dram)-[01]", 0.0..150.0, 0..4);
+    (watts, any::<bool>()).prop_map(|(static_watts, share)| Settings {
+        static_watts,
+        idle: if share { IdlePolicy::Share } else { IdlePolicy::Separate },
+        ..Settings::default()
+    })
+}
+
+proptest! {
+    #[test]
+    fn books_close(settings in settings(), samples in samples()) {
+        let session = two_packages(settings, &samples, true);
+        assert_adds_up(&report(&session));
+    }
+
+    #[test]
+    fn the_order_of_workloads_does_not_matter(settings in settings(), samples in samples()) {
+        let swapped: Vec<Sample> = samples.iter().cloned().map(|mut sample| {
+            sample.cpu_ns.iter_mut().for_each(|row| row[2..5].reverse());
+            sample
+        }).collect();
+        let here = report(&two_packages(settings.clone(), &samples, false));
+        let there = report(&two_packages(settings, &swapped, false));
+        for (a, b) in here.workloads.iter().zip(there.workloads.iter().rev()) {
+            prop_assert_eq!(a.cpu_seconds, b.cpu_seconds);
+            let (a, b) = (a.energy_j.total.unwrap_or(-1.0), b.energy_j.total.unwrap_or(-1.0));
+            prop_assert!((a - b).abs() <= 1e-9 * a.abs().max(1e-3), "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn counters_never_go_back(settings in settings(), samples in samples()) {
+        let mut before = (0.0, vec![0.0; 3]);
+        for end in 0..=samples.len() {
+            let report = report(&two_packages(settings.clone(), &samples[..end], false));
+            let now = (
+                report.node.cpu.measured_j.unwrap_or(0.0),
+                report.workloads.iter().map(|workload| workload.cpu_seconds).collect::<Vec<_>>(),
+            );
+            prop_assert!(now.0 >= before.0);
+            prop_assert!(now.1.iter().zip(&before.1).all(|(now, before)| now >= before));
+            before = now;
+        }
+    }
+
+    #[test]
+    fn a_replay_gives_the_same_report_to_the_byte(settings in settings(), samples in samples()) {
+        let session = two_packages(settings, &samples, false);
+        let mut replay = Session::new(session.header().clone());
+        for name in ["a", "b", "c"] {
+            replay.apply(&Event::Workload(workload(name)));
+        }
+        for sample in samples {
+            let line = serde_json::to_string(&Event::Sample(sample)).unwrap();
+            replay.apply(&serde_json::from_str(&line).unwrap());
+        }
+        let text = |session: &Session| serde_json::to_string(&report(session)).unwrap();
+        prop_assert_eq!(text(&session), text(&replay));
+    }
+}

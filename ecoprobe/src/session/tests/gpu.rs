@@ -1,0 +1,254 @@
+//! GPU windows of a timing of their own, and who is billed for them.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::report::{GpuDevice, GpuReadMethod};
+use crate::sample::{Event, GpuMethod, GpuUsage, GpuWindow, Sample};
+
+const MS: u64 = 1_000_000;
+
+fn with_device(settings: Settings) -> Session {
+    let mut header = header(1, Vec::new());
+    header.settings = settings;
+    header.sources.gpu_energy.kind = GpuEnergyKind::Nvml;
+    header.sources.gpu_energy.devices.push(GpuDevice {
+        uuid: "GPU-1".into(),
+        name: "A100".into(),
+        index: 0,
+        method: GpuReadMethod::Counter,
+    });
+    let mut session = Session::new(header);
+    session.workload(workload("a"));
+    session.workload(workload("b"));
+    session
+}
+
+fn static_watts(watts: f64) -> Settings {
+    Settings { static_watts: [("GPU-1".to_owned(), watts)].into(), ..Settings::default() }
+}
+
+fn sample(ms: u64) -> Sample {
+    Sample { mono_ns: ms * MS, ..Sample::default() }
+}
+
+fn user(slot: usize, weight: f64, busy_seconds: f64) -> GpuUsage {
+    GpuUsage { slot, weight, busy_seconds: Some(busy_seconds), holds: true }
+}
+
+fn window(from_ms: u64, to_ms: u64, joules: f64, usage: &[GpuUsage]) -> GpuWindow {
+    GpuWindow {
+        uuid: "GPU-1".into(),
+        from_ns: from_ms * MS,
+        to_ns: to_ms * MS,
+        millijoules: joules * 1e3,
+        busy: Some(if usage.is_empty() { 0.0 } else { 0.9 }),
+        method: if usage.len() == 1 { GpuMethod::Sole } else { GpuMethod::Utilisation },
+        usage: usage.to_vec(),
+        unknown_users: false,
+    }
+}
+
+#[track_caller]
+fn close(a: Option<f64>, b: f64) {
+    assert!((a.unwrap() - b).abs() < 1e-9, "{a:?} {b}");
+}
+
+#[test]
+fn windows_are_cut_at_the_first_and_the_last_sample() {
+    let mut session = with_device(static_watts(50.0));
+    let both = [user(2, 70.0, 0.7), user(3, 30.0, 0.3)];
+    session.gpu(&window(0, 500, 1e6, &both));
+    // 100 W before the first sample, half of it outside.
+    session.gpu(&window(500, 1500, 100.0, &both));
+    session.sample(&sample(1000));
+    session.sample(&sample(2000));
+    let before = session.window().unwrap();
+    close(before.node.gpu.measured_j, 50.0);
+    // Late news of the window before, and news of the time after the last sample.
+    session.gpu(&window(1500, 2500, 300.0, &[user(2, 1.0, 0.8)]));
+    close(report(&session).node.gpu.measured_j, 200.0);
+    session.sample(&sample(2250));
+    let window = session.window().unwrap();
+    assert_closed(&window.node);
+    close(window.node.gpu.measured_j, 225.0);
+
+    let report = report(&session);
+    assert_adds_up(&report);
+    close(report.node.gpu.measured_j, 50.0 + 225.0);
+    close(report.node.gpu.idle_j, 50.0 * 1.25);
+    let [a, b] = &report.workloads[..] else { panic!() };
+    close(a.energy_j.gpu, 0.7 * 25.0 + 225.0 - 37.5);
+    close(b.energy_j.gpu, 0.3 * 25.0);
+    close(a.gpu_seconds, 0.35 + 0.8 * 0.75);
+    close(b.gpu_seconds, 0.15);
+    assert_eq!(a.gpus[0].method, GpuMethod::Sole);
+    assert_eq!(b.gpus[0].method, GpuMethod::Utilisation);
+}
+
+#[test]
+fn energy_with_nobody_on_the_device_is_unattributed() {
+    let mut session = with_device(static_watts(50.0));
+    session.sample(&sample(0));
+    session.gpu(&window(0, 1000, 80.0, &[]));
+    session
+        .gpu(&GpuWindow { unknown_users: true, ..window(1000, 2000, 90.0, &[user(2, 1.0, 1.0)]) });
+    session.sample(&sample(2000));
+    let report = report(&session);
+    assert_adds_up(&report);
+    close(report.node.gpu.unattributed_j, 70.0);
+    close(report.node.gpu.idle_j, 100.0);
+    assert_eq!(report.workloads[0].energy_j.gpu, Some(0.0));
+    assert_eq!(report.workloads[0].gpu_seconds, Some(0.0));
+}
+
+#[test]
+fn users_that_were_never_known_have_no_figure() {
+    let mut session = with_device(static_watts(50.0));
+    session.sample(&sample(0));
+    session.gpu(&GpuWindow { unknown_users: true, ..window(0, 1000, 80.0, &[]) });
+    session.sample(&sample(1000));
+    let report = report(&session);
+    assert_adds_up(&report);
+    assert_eq!((report.workloads[0].energy_j.gpu, report.workloads[0].gpu_seconds), (None, None));
+    close(report.node.gpu.unattributed_j, 30.0);
+}
+
+#[test]
+fn idle_energy_goes_to_who_holds_the_device_if_asked() {
+    let mut settings = static_watts(50.0);
+    settings.gpu_idle_to_holders = true;
+    let mut session = with_device(settings);
+    session.sample(&sample(0));
+    let idle_holder = GpuUsage { weight: 0.0, ..user(3, 0.0, 0.0) };
+    session.gpu(&window(0, 1000, 150.0, &[user(2, 1.0, 1.0), idle_holder]));
+    session.gpu(&window(1000, 2000, 50.0, &[]));
+    session.sample(&sample(2000));
+    let report = report(&session);
+    assert_adds_up(&report);
+    let [a, b] = [0, 1].map(|index| report.workloads[index].energy_j);
+    assert_eq!((a.gpu, a.idle_share, a.total), (Some(100.0), Some(25.0), Some(125.0)));
+    assert_eq!((b.gpu, b.idle_share, b.total), (Some(0.0), Some(25.0), Some(25.0)));
+    assert_eq!(report.node.gpu.idle_j, Some(50.0));
+}
+
+#[test]
+fn a_device_that_idles_now_and_then_is_calibrated() {
+    let mut session = with_device(Settings::default());
+    session.sample(&sample(0));
+    for second in 0..20 {
+        let busy = second % 4 > 1;
+        let usage = [user(2, 1.0, 0.1)];
+        for tenth in 0..10 {
+            let from = second * 1000 + tenth * 100;
+            let joules = if busy { 30.0 } else { 6.0 };
+            session.gpu(&window(from, from + 100, joules, if busy { &usage } else { &[] }));
+        }
+    }
+    session.sample(&sample(20_000));
+    let report = report(&session);
+    assert_adds_up(&report);
+    assert_eq!(report.sources.static_power.kind, StaticPowerKind::Calibrated);
+    close(report.sources.static_power.watts["GPU-1"], 60.0);
+    close(report.workloads[0].energy_j.gpu, 10.0 * 240.0);
+    assert_eq!(report.warnings, [""; 0]);
+}
+
+#[test]
+fn nonsense_windows_are_refused_and_said() {
+    let mut session = with_device(static_watts(50.0));
+    session.sample(&sample(0));
+    let users = [user(usize::MAX, 1.0, 1.0), user(1, f64::NAN, -1.0), user(2, -3.0, f64::NAN)];
+    session.gpu(&window(0, 1000, 100.0, &users));
+    session.gpu(&window(500, 1500, 100.0, &[]));
+    session.gpu(&window(2000, 1500, 100.0, &[]));
+    session.gpu(&window(2000, 3000, -1.0, &[]));
+    session.gpu(&window(2000, 3000, f64::NAN, &[]));
+    session.sample(&sample(3000));
+    let report = report(&session);
+    assert_adds_up(&report);
+    close(report.node.gpu.measured_j, 100.0);
+    close(report.node.gpu.other_j, 50.0);
+    assert!(report.warnings[0].contains("GPU-1: 4 readings"), "{:?}", report.warnings);
+}
+
+#[test]
+fn a_device_that_the_header_does_not_name_is_kept_apart() {
+    let mut session = with_device(static_watts(0.0));
+    session.sample(&sample(0));
+    session.gpu(&window(0, 1000, 100.0, &[user(2, 1.0, 1.0)]));
+    let other = GpuWindow { uuid: "GPU-2".into(), ..window(0, 1000, 60.0, &[user(2, 1.0, 0.5)]) };
+    session.apply(&Event::Gpu(other));
+    session.sample(&sample(1000));
+    let report = report(&session);
+    assert_adds_up(&report);
+    let job = &report.workloads[0];
+    let devices: Vec<_> = job.gpus.iter().map(|gpu| (&*gpu.uuid, gpu.energy_j)).collect();
+    assert_eq!(devices, [("GPU-1", 100.0), ("GPU-2", 60.0)]);
+    assert_eq!(job.gpu_seconds, Some(1.5));
+}
+
+fn gpu_windows() -> impl Strategy<Value = Vec<GpuWindow>> {
+    let usage = proptest::collection::vec(
+        (0usize..6, 0.0..100.0, proptest::option::of(0.0..1.0), any::<bool>()).prop_map(
+            |(slot, weight, busy_seconds, holds)| GpuUsage { slot, weight, busy_seconds, holds },
+        ),
+        0..4,
+    );
+    let step = (0u64..50, 1u64..700, 0.0..300.0, usage, any::<bool>(), 0u8..4);
+    proptest::collection::vec(step, 0..30).prop_map(|steps| {
+        let mut ms = 0;
+        let windows = steps.into_iter().map(|(gap, length, joules, usage, unknown_users, busy)| {
+            let from = ms + gap;
+            ms = from + length;
+            let busy = (busy > 0).then_some(f64::from(busy) / 3.0);
+            GpuWindow { busy, unknown_users, ..window(from, ms, joules, &usage) }
+        });
+        windows.collect()
+    })
+}
+
+proptest! {
+    #[test]
+    fn books_close_whenever_the_news_arrives(
+        windows in gpu_windows(),
+        mut times in proptest::collection::btree_set(0u64..9000, 2..12),
+        lag in 0usize..5,
+        holders: bool,
+        share: bool,
+        watts in proptest::option::of(0.0..300.0),
+    ) {
+        let mut settings = watts.map_or_else(Settings::default, static_watts);
+        settings.gpu_idle_to_holders = holders;
+        settings.idle = if share { crate::sample::IdlePolicy::Share } else { Default::default() };
+        let (first, last) = (*times.first().unwrap(), *times.last().unwrap());
+        let inside = |window: &GpuWindow| {
+            let (from, to) = (window.from_ns.max(first * MS), window.to_ns.min(last * MS));
+            let part = to.saturating_sub(from) as f64 / (window.to_ns - window.from_ns) as f64;
+            window.millijoules * 1e-3 * part
+        };
+        let expected: f64 = windows.iter().map(inside).sum();
+
+        // Each window arrives `lag` windows late among the samples.
+        let mut session = with_device(settings);
+        for (index, next) in windows.iter().enumerate() {
+            let known = windows.get(index.wrapping_sub(lag)).map_or(0, |window| window.to_ns);
+            while let Some(ms) = times.first().copied().filter(|ms| ms * MS <= known) {
+                times.pop_first();
+                session.sample(&sample(ms));
+            }
+            session.gpu(next);
+        }
+        for ms in times {
+            session.sample(&sample(ms));
+            if let Some(window) = session.window() {
+                assert_closed(&window.node);
+            }
+        }
+        let report = report(&session);
+        assert_adds_up(&report);
+        let measured = report.node.gpu.measured_j.unwrap_or(0.0);
+        prop_assert!((measured - expected).abs() <= 1e-9 * expected.max(1e-9));
+        prop_assert!(report.workloads.iter().all(|job| job.gpu_seconds.is_none_or(|s| s >= 0.0)));
+    }
+}

@@ -1,0 +1,108 @@
+mod accuracy;
+mod books;
+mod gpu;
+mod sim;
+
+use std::collections::BTreeMap;
+
+use crate::report::{
+    Books, CpuEnergyKind, CpuEnergySource, CpuTimeSource, GpuEnergyKind, GpuEnergySource, Host,
+    Own, Report, Sources, StaticPowerKind, StaticPowerSource,
+};
+use crate::sample::{
+    Component, Domain, Header, RECORDING_SCHEMA, Settings, Workload, WorkloadKind,
+};
+use crate::session::Session;
+
+/// The unit of most RAPL counters, joules.
+const UNIT: f64 = 1.0 / 16384.0;
+
+fn domain(name: &str, component: Component, package: usize) -> Domain {
+    Domain {
+        name: name.to_owned(),
+        component,
+        package,
+        joules_per_count: UNIT,
+        range: Some(1 << 32),
+        max_watts: 500.0,
+    }
+}
+
+/// A header of `packages` packages and their `domains`.
+fn header(packages: usize, domains: Vec<Domain>) -> Header {
+    Header {
+        schema: RECORDING_SCHEMA.to_owned(),
+        version: "0".to_owned(),
+        start: "2025-01-01T00:00:00Z".to_owned(),
+        host: Host { name: "host".into(), kernel: "6.1".into(), cpus: 8 * packages, packages },
+        sources: Sources {
+            cpu_time: CpuTimeSource {
+                kind: "ebpf".into(),
+                hook: "tp_btf/sched_switch".into(),
+                hierarchy: "v2".into(),
+            },
+            cpu_energy: CpuEnergySource {
+                kind: CpuEnergyKind::Powercap,
+                domains: domains.iter().map(|domain| domain.name.clone()).collect(),
+                basis: None,
+            },
+            gpu_energy: GpuEnergySource { kind: GpuEnergyKind::None, devices: Vec::new() },
+            static_power: StaticPowerSource {
+                kind: StaticPowerKind::None,
+                watts: BTreeMap::new(),
+                stderr_watts: BTreeMap::new(),
+            },
+        },
+        packages: (0..packages).map(|package| format!("package-{package}")).collect(),
+        domains,
+        settings: Settings::default(),
+    }
+}
+
+fn workload(name: &str) -> Workload {
+    Workload {
+        name: name.to_owned(),
+        cgroup: format!("/{name}"),
+        cgroup_id: 1,
+        kind: WorkloadKind::Cgroup,
+        labels: BTreeMap::new(),
+    }
+}
+
+fn report(session: &Session) -> Report {
+    session.report(Own::default())
+}
+
+/// Every component's books close to 1e-9, and nothing is negative.
+#[track_caller]
+fn assert_closed(node: &crate::report::Node) {
+    for books in [&node.cpu, &node.dram, &node.gpu] {
+        let Books { measured_j, idle_j, workloads_j, other_j, unattributed_j } = *books;
+        let pieces = [idle_j, workloads_j, other_j, unattributed_j];
+        let Some(measured) = measured_j else {
+            assert_eq!(pieces, [None; 4]);
+            continue;
+        };
+        let pieces = pieces.map(|piece| piece.expect("a measured component has whole books"));
+        assert!(pieces.iter().all(|&piece| piece >= 0.0), "{books:?}");
+        let error = pieces.iter().sum::<f64>() - measured;
+        assert!(error.abs() <= 1e-9 * measured, "{books:?}");
+    }
+}
+
+/// As `assert_closed`, and what the workloads are billed adds up to their line in the node's books.
+#[track_caller]
+fn assert_adds_up(report: &Report) {
+    assert_closed(&report.node);
+    let node = [report.node.cpu, report.node.dram, report.node.gpu];
+    let lines: f64 = node.iter().filter_map(|books| books.workloads_j).sum();
+    let totals: f64 = report.workloads.iter().filter_map(|workload| workload.energy_j.total).sum();
+    assert!((lines - totals).abs() <= 1e-9 * lines, "{lines} {totals}");
+    for workload in &report.workloads {
+        let energy = &workload.energy_j;
+        let pieces = [energy.cpu, energy.dram, energy.gpu, energy.idle_share];
+        assert_eq!(energy.total.is_none(), pieces.iter().all(Option::is_none));
+        let gpus: f64 = workload.gpus.iter().map(|gpu| gpu.energy_j).sum();
+        assert!((gpus - energy.gpu.unwrap_or(0.0)).abs() <= 1e-9 * gpus);
+    }
+}
