@@ -5,7 +5,7 @@
 mod sim;
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -227,6 +227,50 @@ fn what_cannot_be_read_at_the_start_is_left_out_and_said() {
     let topology = Topology::read(sysfs.path(), 2);
     let error = PowercapMeter::open(sysfs.path(), &topology).unwrap_err();
     assert!(matches!(&error, Unavailable::Broken(why) if why.contains("holds `no`")), "{error}");
+}
+
+#[test]
+fn what_is_for_root_only_is_not_called_missing() {
+    let sysfs = Machine::new(1).build();
+    let energy = sysfs.zone("package-0").energy();
+    fs::set_permissions(sysfs.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&energy, fs::Permissions::from_mode(0o400)).unwrap();
+    let path = sysfs.path().to_owned();
+    // Of one thread only: somebody who is not root, as far as files go.
+    let nobody = std::thread::spawn(move || {
+        nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65_534));
+        let topology = Topology::read(&path, 2);
+        let by_name = choose(&path, CpuEnergyChoice::Powercap);
+        (PowercapMeter::open(&path, &topology).map(|_| ()), by_name.map(|_| ()))
+    });
+    let (opened, by_name) = nobody.join().unwrap();
+    assert_eq!(opened, Err(Unavailable::Denied(energy)));
+    let Err(Error::Cannot(message)) = by_name else { panic!("{by_name:?}") };
+    assert!(message.contains("permission denied; run as root"), "{message}");
+}
+
+#[test]
+fn a_writer_that_truncates_first_never_makes_a_zero() {
+    let sysfs = Machine::new(1).build();
+    let zone = sysfs.zone("package-0");
+    zone.set(1_000_000);
+    let (mut meter, _) = open(&sysfs);
+    let writer = std::thread::spawn(move || (0..20_000).for_each(|n| zone.set(1_000_000 + n)));
+    let mut last = 1_000_000;
+    while !writer.is_finished() {
+        match read(&mut meter) {
+            (counts, problems) if problems.is_empty() => {
+                assert!(counts[0] >= Some(last), "{counts:?} after {last}");
+                last = counts[0].unwrap();
+            }
+            (counts, problems) => {
+                assert_eq!(counts, [None]);
+                assert!(problems[0].ends_with("is empty"), "{problems:?}");
+            }
+        }
+    }
+    writer.join().unwrap();
+    assert_eq!(read(&mut meter), (vec![Some(1_019_999)], vec![]));
 }
 
 #[test]

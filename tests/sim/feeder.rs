@@ -89,8 +89,7 @@ impl Power {
             Self::Load { static_watts, joules_per_cpu_second, machine, jobs } => {
                 let mut joules = |clock: &mut CpuClock| *joules_per_cpu_second * clock.seconds();
                 let jobs_j: Vec<f64> = jobs.iter_mut().map(&mut joules).collect();
-                let dynamic_j =
-                    machine.as_mut().map_or_else(|| jobs_j.iter().sum(), |machine| joules(machine));
+                let dynamic_j = machine.as_mut().map_or_else(|| jobs_j.iter().sum(), &mut joules);
                 Truth { mono_ns, static_j: *static_watts * seconds, dynamic_j, jobs_j }
             }
         }

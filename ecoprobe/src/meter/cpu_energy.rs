@@ -89,8 +89,9 @@ fn automatic(facts: &Facts) -> Decision {
             notes: vec![match (perf, powercap) {
                 (Unavailable::Absent, Unavailable::Absent) => format!(
                     "CPU energy is an estimate, not a measurement: this machine shows no RAPL \
-                     counter, as perf PMU or as powercap zone ({})",
-                    whose_fault(facts.virtual_machine)
+                     counter{}",
+                    mend(CpuEnergyKind::Powercap, powercap, facts.virtual_machine)
+                        .map_or(String::new(), |mend| format!(" ({mend})"))
                 ),
                 _ => format!(
                     "CPU energy is an estimate, not a measurement: perf: {}; powercap: {}",
@@ -104,31 +105,39 @@ fn automatic(facts: &Facts) -> Decision {
 
 /// Why, and what to do.
 fn explain(kind: CpuEnergyKind, why: &Unavailable, virtual_machine: bool) -> String {
-    let fault = whose_fault(virtual_machine);
-    match (kind, why) {
+    let what = match (kind, why) {
         (CpuEnergyKind::Perf, Unavailable::Absent) => {
-            format!("there is no `power` PMU under bus/event_source/devices ({fault})")
+            "there is no `power` PMU under bus/event_source/devices".to_owned()
         }
-        (_, Unavailable::Absent) => {
-            format!("there is no intel-rapl zone under class/powercap ({fault})")
-        }
-        (CpuEnergyKind::Perf, Unavailable::Denied(_)) => {
-            "perf_event_open is not permitted; run as root, or with CAP_PERFMON".to_owned()
-        }
-        (_, Unavailable::Denied(path)) => {
-            format!("{} is for root only; run as root, or with CAP_DAC_READ_SEARCH", path.display())
-        }
-        (_, Unavailable::Empty) => format!("its counters stay at zero ({fault})"),
-        (_, Unavailable::Broken(sentence)) => sentence.clone(),
+        (_, Unavailable::Absent) => "there is no intel-rapl zone under class/powercap".to_owned(),
+        _ => why.to_string(),
+    };
+    match mend(kind, why, virtual_machine) {
+        Some(mend) => format!("{what}; {mend}"),
+        None => what,
     }
 }
 
-fn whose_fault(virtual_machine: bool) -> &'static str {
-    if virtual_machine {
-        "this is a virtual machine and its hypervisor hides RAPL; measure on the host, or use \
-         --cpu-energy estimate"
-    } else {
-        "try `modprobe intel_rapl_msr` or `modprobe rapl`, or use --cpu-energy estimate"
+/// The one line that mends it; `None` where none is known.
+pub(crate) fn mend(
+    kind: CpuEnergyKind,
+    why: &Unavailable,
+    virtual_machine: bool,
+) -> Option<&'static str> {
+    match (why, kind) {
+        (Unavailable::Broken(_), _) => None,
+        (Unavailable::Denied(_), CpuEnergyKind::Perf) => Some("run as root, or with CAP_PERFMON"),
+        (Unavailable::Denied(_), _) => Some("run as root, or with CAP_DAC_READ_SEARCH"),
+        (Unavailable::Absent | Unavailable::Empty, _) if virtual_machine => Some(
+            "the hypervisor of this virtual machine hides RAPL: measure on the host, or use \
+             --cpu-energy estimate",
+        ),
+        (Unavailable::Absent | Unavailable::Empty, CpuEnergyKind::Perf) => {
+            Some("try `modprobe rapl`, or use --cpu-energy estimate")
+        }
+        (Unavailable::Absent | Unavailable::Empty, _) => {
+            Some("try `modprobe intel_rapl_msr`, or use --cpu-energy estimate")
+        }
     }
 }
 
@@ -230,7 +239,7 @@ mod tests {
         ] {
             assert_eq!(decide(choice, &machine(None, true)).unwrap().kind, kind);
             for (why, virtual_machine, what_to_do) in [
-                (Unavailable::Absent, true, "hypervisor hides RAPL"),
+                (Unavailable::Absent, true, "measure on the host"),
                 (Unavailable::Absent, false, "modprobe"),
                 (Unavailable::Denied("/x".into()), true, "run as root"),
                 (Unavailable::Empty, true, "--cpu-energy estimate"),

@@ -22,7 +22,7 @@ pub enum Unavailable {
     #[error("there is none")]
     Absent,
     /// There, but not for us.
-    #[error("no permission: {}", .0.display())]
+    #[error("{}: permission denied", .0.display())]
     Denied(PathBuf),
     /// There, but nothing moves: what a hypervisor shows that filters the registers.
     #[error("the counters stay at zero")]
