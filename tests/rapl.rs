@@ -7,17 +7,18 @@ mod sim;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use ecoprobe::cli::{CpuEnergyChoice, Roots};
 use ecoprobe::error::Error;
+use ecoprobe::host::kernel::CgroupMounts;
 use ecoprobe::host::topology::Topology;
 use ecoprobe::meter::rapl::Unavailable;
-use ecoprobe::meter::rapl::perf::PerfMeter;
 use ecoprobe::meter::rapl::powercap::PowercapMeter;
 use ecoprobe::meter::{CpuEnergy, EnergyMeter, monotonic_ns, open_cpu_energy};
 use ecoprobe::report::{CpuEnergyKind, StaticPowerKind};
-use ecoprobe::sample::{Component, Domain, Reading};
+use ecoprobe::sample::{Component, Domain};
 use sim::{Feed, Feeder, Layout, Machine, Power, Sysfs};
 
 fn open(sysfs: &Sysfs) -> (PowercapMeter, Vec<String>) {
@@ -244,7 +245,8 @@ fn what_is_for_root_only_is_not_called_missing() {
         (PowercapMeter::open(&path, &topology).map(|_| ()), by_name.map(|_| ()))
     });
     let (opened, by_name) = nobody.join().unwrap();
-    assert_eq!(opened, Err(Unavailable::Denied(energy)));
+    let known_as = sysfs.path().join("class/powercap/intel-rapl:0/energy_uj");
+    assert_eq!(opened, Err(Unavailable::Denied(known_as)));
     let Err(Error::Cannot(message)) = by_name else { panic!("{by_name:?}") };
     assert!(message.contains("permission denied; run as root"), "{message}");
 }
@@ -255,7 +257,7 @@ fn a_writer_that_truncates_first_never_makes_a_zero() {
     let zone = sysfs.zone("package-0");
     zone.set(1_000_000);
     let (mut meter, _) = open(&sysfs);
-    let writer = std::thread::spawn(move || (0..20_000).for_each(|n| zone.set(1_000_000 + n)));
+    let writer = std::thread::spawn(move || (0..3_000).for_each(|n| zone.set(1_000_000 + n)));
     let mut last = 1_000_000;
     while !writer.is_finished() {
         match read(&mut meter) {
@@ -270,7 +272,7 @@ fn a_writer_that_truncates_first_never_makes_a_zero() {
         }
     }
     writer.join().unwrap();
-    assert_eq!(read(&mut meter), (vec![Some(1_019_999)], vec![]));
+    assert_eq!(read(&mut meter), (vec![Some(1_002_999)], vec![]));
 }
 
 #[test]
@@ -354,115 +356,9 @@ fn a_fed_counter_is_its_truth_through_wraps() {
     assert!((past[0].total_j() - exact).abs() < 0.1, "{past:?} {exact}");
 }
 
+/// Perf events that are there; see `Sysfs::add_power_pmu`.
 const CPU_CLOCK: &str = "event=0x00";
 const NEVER: &str = "event=0x08";
-
-/// The kernel's cpu-clock, described as energy: exactly a watt.
-fn perf_machine(cpumask: &str, events: &[(&str, &str, &str)]) -> Sysfs {
-    let sysfs = Sysfs::new();
-    sysfs.add_cpu(0, 0, 0);
-    sysfs.add_cpu(1, 1, 0);
-    sysfs.add_power_pmu(1, cpumask, events);
-    sysfs
-}
-
-fn open_perf(sysfs: &Sysfs) -> Result<(PerfMeter, Vec<String>), Unavailable> {
-    PerfMeter::open(sysfs.path(), &Topology::read(sysfs.path(), 2))
-}
-
-#[test]
-fn perf_reads_a_group_for_each_package() {
-    let sysfs = perf_machine(
-        "0-1",
-        &[
-            ("energy-pkg", CPU_CLOCK, "1e-9"),
-            ("energy-ram", CPU_CLOCK, "0.5e-9"),
-            ("energy-cores", CPU_CLOCK, "1e-9"),
-        ],
-    );
-    let (mut meter, notes) = open_perf(&sysfs).unwrap();
-    assert_eq!(notes, [""; 0]);
-    assert_eq!(names(&meter), ["package-0", "dram-0", "package-1", "dram-1"]);
-    let shape: Vec<_> = meter.domains().iter().map(|d| (d.range, d.joules_per_count)).collect();
-    assert_eq!(shape[..2], [(None, 1e-9), (None, 0.5e-9)]);
-    assert_eq!(meter.domains()[3].package, 1);
-
-    let mut sample = || {
-        let mut readings: Vec<Option<Reading>> = Vec::new();
-        let mut problems = Vec::new();
-        let before = monotonic_ns();
-        meter.read(0, &[], &mut readings, &mut problems);
-        let after = monotonic_ns();
-        assert_eq!(problems, [""; 0]);
-        (before, readings.into_iter().map(Option::unwrap).collect::<Vec<_>>(), after)
-    };
-    let first = sample();
-    std::thread::sleep(Duration::from_millis(100));
-    let second = sample();
-    // The counter is a clock: what it advanced lies between the shortest and the longest time that
-    // can have passed between the two reads. The kernel's cpu-clock is not disciplined by NTP
-    // (500 ppm at most).
-    let (shortest, longest) = (second.0 - first.2, second.2 - first.0);
-    let slack = longest / 2_000;
-    for (from, to) in first.1.iter().zip(&second.1) {
-        let advanced = to.count - from.count;
-        assert!(
-            (shortest - slack..=longest + slack).contains(&advanced),
-            "{advanced} not in {shortest}..={longest}"
-        );
-        assert!((second.0..=second.2).contains(&to.mono_ns));
-    }
-}
-
-#[test]
-fn a_pmu_that_stays_at_zero_is_not_used() {
-    let sysfs = perf_machine("0", &[("energy-pkg", NEVER, "1e-9")]);
-    assert_eq!(open_perf(&sysfs).unwrap_err(), Unavailable::Empty);
-
-    let events = [("energy-pkg", CPU_CLOCK, "1e-9"), ("energy-ram", NEVER, "1e-9")];
-    let (mut meter, notes) = open_perf(&perf_machine("0-1", &events)).unwrap();
-    assert_eq!(names(&meter), ["package-0", "package-1"]);
-    assert!(notes[0].contains("dram-0 is left out"), "{notes:?}");
-    let (counts, problems) = read(&mut meter);
-    assert!(counts.iter().all(|count| count.is_some_and(|count| count > 0)), "{counts:?}");
-    assert_eq!(problems, [""; 0]);
-}
-
-#[test]
-fn perf_goes_on_with_the_packages_that_open() {
-    // CPU 4000 does not exist.
-    let sysfs = perf_machine("0,4000", &[("energy-pkg", CPU_CLOCK, "1e-9")]);
-    let (meter, notes) = open_perf(&sysfs).unwrap();
-    assert_eq!(names(&meter), ["package-0"]);
-    assert!(notes[0].contains("CPU 4000"), "{notes:?}");
-    let sysfs = perf_machine("4000", &[("energy-pkg", CPU_CLOCK, "1e-9")]);
-    assert!(matches!(open_perf(&sysfs), Err(Unavailable::Broken(_))));
-}
-
-#[test]
-fn a_pmu_that_makes_no_sense_is_refused_with_the_file() {
-    let broken = |sysfs: &Sysfs| match open_perf(sysfs) {
-        Err(Unavailable::Broken(why)) => why,
-        other => panic!("{other:?}"),
-    };
-    assert_eq!(open_perf(&Sysfs::new()).unwrap_err(), Unavailable::Absent);
-    for (cpumask, event, scale, named) in [
-        ("", CPU_CLOCK, "1e-9", "cpumask"),
-        ("all", CPU_CLOCK, "1e-9", "cpumask"),
-        ("0", "event=", "1e-9", "energy-pkg"),
-        ("0", "mask=1", "1e-9", "energy-pkg"),
-        ("0", CPU_CLOCK, "-1", "energy-pkg"),
-        ("0", CPU_CLOCK, "nan", "energy-pkg"),
-    ] {
-        let why = broken(&perf_machine(cpumask, &[("energy-pkg", event, scale)]));
-        assert!(why.contains(named), "{why}");
-    }
-    let sysfs = perf_machine("0", &[("energy-pkg", CPU_CLOCK, "1e-9")]);
-    sysfs.write("bus/event_source/devices/power/type", "power\n");
-    assert!(broken(&sysfs).contains("type"));
-    sysfs.write("bus/event_source/devices/power/type", "123456\n");
-    assert!(broken(&sysfs).contains("perf_event_open"));
-}
 
 fn choose(sysfs: &Path, choice: CpuEnergyChoice) -> Result<CpuEnergy, Error> {
     let procfs = PathBuf::from("/proc");
@@ -506,4 +402,42 @@ fn sources_are_chosen_by_what_the_machine_has() {
     assert_eq!(by_name.source.kind, CpuEnergyKind::Powercap);
     let estimate = choose(sysfs.path(), CpuEnergyChoice::Estimate).unwrap();
     assert_eq!(estimate.source.kind, CpuEnergyKind::Estimate);
+}
+
+/// A cgroup of its own, gone with the value.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new(name: &str) -> Self {
+        let mounts = CgroupMounts::read("/proc".as_ref());
+        let path = mounts.v2.or(mounts.v1).unwrap().join(name);
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn a_load_draws_by_the_cpu_time_of_its_cgroup() {
+    let name = |job| format!("ecoprobe-test-{}-{job}", std::process::id());
+    let (busy, idle) = (Cgroup::new(&name("busy")), Cgroup::new(&name("idle")));
+    let sysfs = Machine::new(1).build();
+    let jobs = vec![busy.0.clone(), idle.0.clone()];
+    let power = Power::load(20.0, 15.0, None, jobs);
+    let zone = sysfs.zone("package-0");
+    let feeder = Feeder::start(Duration::from_millis(5), vec![Feed { zone, start_uj: 0, power }]);
+    let enter =
+        "echo $$ > \"$0/cgroup.procs\" && i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done";
+    let status = Command::new("sh").args(["-c", enter]).arg(&busy.0).status().unwrap();
+    assert!(status.success());
+    let truth = &feeder.truth()[0];
+    let (mut meter, _) = open(&sysfs);
+    assert!(truth.jobs_j[0] > 0.1 && truth.jobs_j[1] == 0.0, "{truth:?}");
+    assert_eq!(truth.dynamic_j, truth.jobs_j[0]);
+    assert!(read(&mut meter).0[0] >= Some((truth.total_j() * 1e6) as u64));
 }

@@ -88,17 +88,18 @@ const DEEPEST: usize = 3;
 
 fn walk(directory: &Path, depth: usize, found: &mut BTreeMap<String, PathBuf>) {
     let Ok(entries) = fs::read_dir(directory) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if !name.starts_with("intel-rapl") || !entry.path().is_dir() {
-            continue;
-        }
-        if is_zone_id(&name) {
-            found.entry(name).or_insert_with(|| entry.path());
-        }
-        if depth < DEEPEST {
-            walk(&entry.path(), depth + 1, found);
-        }
+    let named = |name: &str| name.starts_with("intel-rapl");
+    let directories: Vec<(String, PathBuf)> = entries
+        .flatten()
+        .map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path()))
+        .filter(|(name, path)| named(name) && path.is_dir())
+        .collect();
+    // This level before the next: the class directory's own links are the paths people know.
+    for (name, path) in directories.iter().filter(|(name, _)| is_zone_id(name)) {
+        found.entry(name.clone()).or_insert_with(|| path.clone());
+    }
+    if depth < DEEPEST {
+        directories.iter().for_each(|(_, path)| walk(path, depth + 1, found));
     }
 }
 
