@@ -1,4 +1,69 @@
-//! Facts about this machine.
+//! Facts about this machine. Everything here reads files and decides nothing: what follows from a
+//! fact is for a pure function elsewhere. Root paths are arguments, so a test tree is a machine.
 
 pub mod btf;
+pub mod cpu;
+pub mod kernel;
+pub mod own;
+pub mod power_pmu;
+pub mod powercap;
 pub mod topology;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+/// A file of sysfs or procfs that says something no kernel says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {reason}", path.display())]
+pub struct BadFact {
+    pub path: PathBuf,
+    pub reason: String,
+}
+
+impl BadFact {
+    pub(crate) fn new(path: &Path, reason: impl ToString) -> Self {
+        Self { path: path.to_owned(), reason: reason.to_string() }
+    }
+}
+
+/// What a one-value file holds, without the white space around it. No attribute is longer than a
+/// page: whatever claims to be is cut off there.
+pub(crate) fn read_value(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(4096).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
+}
+
+/// The CPUs of a list such as `0,18` or `0-3,8-11`; `None` if it is not one.
+pub(crate) fn parse_cpu_list(text: &str) -> Option<Vec<usize>> {
+    /// More than any kernel is built for (`NR_CPUS`); a range that goes further is nonsense.
+    const MOST: usize = 65_536;
+    let mut cpus = Vec::new();
+    for part in text.trim().split(',').filter(|part| !part.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        if first > last || last >= MOST {
+            return None;
+        }
+        cpus.extend(first..=last);
+    }
+    cpus.sort_unstable();
+    cpus.dedup();
+    Some(cpus)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_lists() {
+        assert_eq!(parse_cpu_list("0,18\n"), Some(vec![0, 18]));
+        assert_eq!(parse_cpu_list("0-2,8,8"), Some(vec![0, 1, 2, 8]));
+        assert_eq!(parse_cpu_list(""), Some(vec![]));
+        for nonsense in ["a", "3-1", "0-99999999999", "-1", "1-"] {
+            assert_eq!(parse_cpu_list(nonsense), None, "{nonsense}");
+        }
+    }
+}

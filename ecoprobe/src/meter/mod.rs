@@ -1,9 +1,12 @@
 //! Everything that reads a counter. I/O lives here; nothing here knows what a joule is billed to.
 
+pub mod cpu_energy;
 pub mod cpu_time;
 pub mod estimate;
 pub mod gpu;
 pub mod rapl;
+
+pub use cpu_energy::{CpuEnergy, open_cpu_energy};
 
 use crate::sample::{Domain, Reading};
 

@@ -1,0 +1,82 @@
+//! What `/proc/cpuinfo` says about the processor.
+
+use std::fs;
+use std::path::Path;
+
+/// The processor, as far as it says. Of a mixed machine (big.LITTLE) the first CPU speaks for all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CpuModel {
+    /// "GenuineIntel", "AuthenticAMD"; on Arm the implementer, "0x41".
+    pub vendor: String,
+    /// Decimal; on Arm the architecture.
+    pub family: Option<u32>,
+    /// Decimal; on Arm the part number.
+    pub model: Option<u32>,
+    pub stepping: Option<u32>,
+    /// "AMD EPYC 7763 64-Core Processor"; hypervisors shorten it. Empty on Arm.
+    pub name: String,
+    /// Numbers of the CPUs that are online.
+    pub online: Vec<usize>,
+    /// Running under a hypervisor that says so.
+    pub virtual_machine: bool,
+}
+
+impl CpuModel {
+    /// Reads `cpuinfo` of the procfs at `procfs`; what is not there stays empty.
+    pub fn read(procfs: &Path) -> Self {
+        Self::parse(&fs::read_to_string(procfs.join("cpuinfo")).unwrap_or_default())
+    }
+
+    fn parse(cpuinfo: &str) -> Self {
+        let mut cpu = Self::default();
+        for line in cpuinfo.lines() {
+            let Some((key, value)) = line.split_once(':') else { continue };
+            let (key, value) = (key.trim(), value.trim());
+            match key {
+                "processor" => cpu.online.extend(value.parse::<usize>()),
+                "vendor_id" | "CPU implementer" if cpu.vendor.is_empty() => {
+                    cpu.vendor = value.to_owned();
+                }
+                "model name" if cpu.name.is_empty() => cpu.name = value.to_owned(),
+                "cpu family" | "CPU architecture" => cpu.family = cpu.family.or(number(value)),
+                "model" | "CPU part" => cpu.model = cpu.model.or(number(value)),
+                "stepping" => cpu.stepping = cpu.stepping.or(number(value)),
+                "flags" if !cpu.virtual_machine => {
+                    cpu.virtual_machine = value.split(' ').any(|flag| flag == "hypervisor");
+                }
+                _ => {}
+            }
+        }
+        cpu
+    }
+}
+
+fn number(text: &str) -> Option<u32> {
+    match text.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn x86_and_arm() {
+        let text = "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 85\n\
+            model name\t: Intel(R) Xeon(R)\nstepping\t: 7\nflags\t\t: fpu hypervisor avx\n\n\
+            processor\t: 3\nvendor_id\t: GenuineIntel\nmodel\t\t: 1\n";
+        let cpu = CpuModel::parse(text);
+        assert_eq!((cpu.family, cpu.model, cpu.stepping), (Some(6), Some(85), Some(7)));
+        assert_eq!((cpu.online.as_slice(), cpu.virtual_machine), (&[0, 3][..], true));
+
+        let text =
+            "processor\t: 0\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU part\t: 0xd0c\n";
+        let cpu = CpuModel::parse(text);
+        assert_eq!((cpu.vendor.as_str(), cpu.model), ("0x41", Some(0xd0c)));
+        assert!(!cpu.virtual_machine && cpu.name.is_empty());
+
+        assert_eq!(CpuModel::parse("\0\u{fffd}:::\nprocessor: x"), CpuModel::default());
+    }
+}

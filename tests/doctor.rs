@@ -1,0 +1,82 @@
+//! `doctor` on this host, which the tests require to be able to run the probe, and on simulated ones.
+
+#![allow(clippy::unwrap_used)]
+
+mod sim;
+
+use std::path::Path;
+
+use ecoprobe::cli::{DoctorArgs, DoctorFormat, Roots};
+use ecoprobe::command::doctor::{Check, Diagnosis, Level, diagnose, doctor};
+use ecoprobe::report::CpuEnergyKind;
+use sim::{Machine, Sysfs};
+
+fn arguments(sysfs: &Path, procfs: &Path) -> DoctorArgs {
+    let roots = Roots { sysfs: sysfs.into(), procfs: procfs.into(), cgroupfs: None };
+    DoctorArgs { format: DoctorFormat::Table, nvml_lib: None, roots }
+}
+
+fn find<'a>(diagnosis: &'a Diagnosis, name: &str) -> &'a Check {
+    let mut checks = diagnosis.groups.iter().flat_map(|group| &group.checks);
+    checks.find(|check| check.name == name).unwrap()
+}
+
+#[test]
+fn this_host_can_run_the_probe() {
+    let arguments = arguments("/sys".as_ref(), "/proc".as_ref());
+    let diagnosis = diagnose(&arguments);
+    for name in ["BTF", "bpf", "cgroups", "capabilities"] {
+        assert_eq!(find(&diagnosis, name).level, Level::Ok, "{:?}", find(&diagnosis, name));
+    }
+    assert!(diagnosis.can.cpu_time);
+    assert_eq!(doctor(&arguments).unwrap(), std::process::ExitCode::SUCCESS);
+}
+
+#[test]
+fn an_empty_host_is_a_finding_not_a_failure() {
+    let (sysfs, procfs) = (Sysfs::new(), Sysfs::new());
+    let arguments = arguments(sysfs.path(), procfs.path());
+    let diagnosis = diagnose(&arguments);
+    assert!(!diagnosis.can.cpu_time && !diagnosis.can.dram_energy);
+    assert_eq!(diagnosis.can.cpu_energy, CpuEnergyKind::Estimate);
+    for name in ["BTF", "cgroups", "perf power PMU", "powercap"] {
+        let check = find(&diagnosis, name);
+        assert!(!check.found && check.level == Level::Missing, "{check:?}");
+        assert!(check.mend.is_some(), "{check:?}");
+    }
+    assert_eq!(doctor(&arguments).unwrap(), std::process::ExitCode::from(4));
+    let json = serde_json::to_value(&diagnosis).unwrap();
+    assert_eq!(json["schema"], "ecoprobe.doctor/1");
+    assert_eq!(json["groups"][0]["name"], "CPU time");
+    assert_eq!(json["can"]["cpu_energy"], "estimate");
+}
+
+#[test]
+fn every_zone_is_named_with_its_use() {
+    let machine = Machine::new(1).with("core").with("dram").with_psys().with_mmio();
+    let sysfs = machine.build();
+    sysfs.write("kernel/btf/vmlinux", "nothing of sched_switch");
+    let diagnosis = diagnose(&arguments(sysfs.path(), "/proc".as_ref()));
+    let zones: Vec<_> = diagnosis.groups[1]
+        .checks
+        .iter()
+        .filter(|check| check.name == "powercap zone")
+        .map(|check| check.detail.as_str())
+        .collect();
+    assert_eq!(
+        zones,
+        [
+            "intel-rapl-mmio:0 package-0: the same counter as the MSR zone: not used",
+            "intel-rapl:0 package-0: used",
+            "intel-rapl:0:0 core: part of the package: never added to it",
+            "intel-rapl:0:1 dram: used",
+            "intel-rapl:1 psys: the whole platform, packages included: never added to them",
+        ]
+    );
+    assert_eq!(diagnosis.can.cpu_energy, CpuEnergyKind::Powercap);
+    assert!(diagnosis.can.dram_energy && !diagnosis.can.cpu_time);
+    assert_eq!(find(&diagnosis, "powercap").detail, "reads package-0 dram-0");
+    assert!(find(&diagnosis, "BTF").detail.contains("does not describe sched_switch"));
+    // powercap measures: what perf lacks needs no mending.
+    assert_eq!(find(&diagnosis, "perf power PMU").mend, None);
+}
