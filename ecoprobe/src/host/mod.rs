@@ -1,3 +1,4 @@
 //! Facts about this machine.
 
+pub mod own;
 pub mod topology;
