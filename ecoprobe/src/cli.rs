@@ -9,7 +9,8 @@ use crate::sample::IdlePolicy;
 
 /// Joules per workload: an eBPF CPU-time probe merged with RAPL and NVML energy counters.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+#[command(version, arg_required_else_help = true)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(after_help = "Exit codes: 0 done; 1 failed while running; 2 wrong usage; 3 no such \
     workload; 4 this host or these permissions cannot do it. `run` exits as its command did.")]
 pub struct Cli {
@@ -34,7 +35,7 @@ pub enum Command {
 pub struct WatchArgs {
     /// Workload: a cgroup path, its last component, a cgroup id, a container id, a Slurm job, a
     /// systemd unit, or a glob over paths. May be given several times.
-    #[arg(long = "cgroup", value_name = "NAME")]
+    #[arg(long = "cgroup", value_name = "NAME", required = true)]
     pub cgroups: Vec<String>,
     #[command(flatten)]
     pub measure: MeasureArgs,
@@ -268,11 +269,18 @@ mod tests {
             &["ecoprobe", "--cgroup", "a", "--price", "-1"],
             &["ecoprobe", "--cgroup", "a", "--static-power", "nan"],
             &["ecoprobe", "--cgroup", "a", "--static-power", "package-0"],
+            &["ecoprobe", "--interval", "1s"],
             &["ecoprobe", "run"],
         ] {
             let error = Cli::try_parse_from(arguments).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{arguments:?}");
         }
+    }
+
+    #[test]
+    fn a_subcommand_needs_no_cgroup() {
+        assert!(Cli::try_parse_from(["ecoprobe", "replay", "file"]).is_ok());
+        assert!(Cli::try_parse_from(["ecoprobe", "run", "--", "true", "-x"]).is_ok());
     }
 
     #[test]

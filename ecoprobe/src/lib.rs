@@ -15,6 +15,7 @@ pub mod error;
 pub mod host;
 pub mod meter;
 pub mod output;
+pub mod recording;
 pub mod report;
 pub mod sample;
 pub mod session;

@@ -1,1 +1,28 @@
-fn main() {}
+//! Parse, run, exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use ecoprobe::cli::{Cli, Command};
+use ecoprobe::{command, error, output};
+
+fn main() -> ExitCode {
+    // SIGPIPE stays ignored, as the Rust runtime leaves it: a reader that goes away is an error that
+    // unwinds like any other, past what has to be cleaned up. Children get the default back from
+    // `std::process::Command`.
+    run(&Cli::parse()).unwrap_or_else(|error| {
+        if !output::is_closed_pipe(&error) {
+            output::note(&format!("{error:#}"));
+        }
+        error::exit_code(&error)
+    })
+}
+
+fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
+    match &cli.command {
+        Some(Command::Replay(args)) => command::replay::replay(args),
+        None | Some(Command::Run(_) | Command::Doctor(_)) => {
+            anyhow::bail!("not wired up on this branch")
+        }
+    }
+}

@@ -138,6 +138,13 @@ pub struct Node {
     pub gpu: Books,
 }
 
+impl Node {
+    /// One figure of the books, over all components; `None` where no component has it.
+    pub fn sum(&self, figure: impl Fn(&Books) -> Option<f64>) -> Option<f64> {
+        [&self.cpu, &self.dram, &self.gpu].into_iter().filter_map(figure).reduce(|a, b| a + b)
+    }
+}
+
 /// Closed to one part in 10⁹: measured = idle + workloads + other + unattributed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Books {

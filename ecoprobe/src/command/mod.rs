@@ -1,3 +1,5 @@
 //! One file a subcommand.
 
 pub mod doctor;
+pub mod replay;
+pub mod settings;

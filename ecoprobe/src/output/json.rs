@@ -1,0 +1,33 @@
+//! `--format json`: the report, one document at the end.
+
+use std::io;
+
+use super::Output;
+use super::progress::Progress;
+use super::target::Document;
+use crate::report::{Report, WindowReport};
+
+#[derive(Debug)]
+pub(super) struct Json {
+    pub(super) document: Document,
+    pub(super) progress: Progress,
+}
+
+impl Output for Json {
+    fn window(&mut self, window: &WindowReport) -> io::Result<()> {
+        self.progress.window(window);
+        Ok(())
+    }
+
+    fn note(&mut self, message: &str) -> io::Result<()> {
+        self.progress.note(message);
+        Ok(())
+    }
+
+    fn finish(&mut self, report: &Report) -> io::Result<()> {
+        self.progress.clear();
+        let mut document = serde_json::to_vec_pretty(report)?;
+        document.push(b'\n');
+        self.document.write(&document)
+    }
+}

@@ -1,0 +1,56 @@
+//! Standard error: notes, and a line that shows a silent run is alive. Nothing here fails: a run
+//! must not end because nobody reads its progress.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+
+use super::{printable, units};
+use crate::report::WindowReport;
+
+/// A line that is written over until it is cleared; only where somebody sees it.
+#[derive(Debug)]
+pub(super) struct Progress {
+    enabled: bool,
+    shown: bool,
+}
+
+impl Progress {
+    /// Shows that the first window is awaited.
+    pub(super) fn start(wanted: bool) -> Self {
+        let enabled = wanted && io::stderr().is_terminal() && !super::dumb_terminal();
+        let mut progress = Self { enabled, shown: false };
+        progress.show("waiting for the first window …");
+        progress
+    }
+
+    pub(super) fn window(&mut self, window: &WindowReport) {
+        let mut line = units::elapsed(window.start_s + window.seconds);
+        if let Some(joules) = window.node.sum(|books| books.measured_j) {
+            let _ = write!(line, ", {}", units::watts(joules / window.seconds));
+        }
+        self.show(&line);
+    }
+
+    pub(super) fn note(&mut self, message: &str) {
+        self.clear();
+        note(message);
+    }
+
+    pub(super) fn clear(&mut self) {
+        if std::mem::take(&mut self.shown) {
+            let _ = io::stderr().write_all(b"\r\x1b[K");
+        }
+    }
+
+    fn show(&mut self, line: &str) {
+        if self.enabled {
+            let _ = write!(io::stderr(), "\r\x1b[Kecoprobe: {line}");
+            self.shown = true;
+        }
+    }
+}
+
+/// `ecoprobe: MESSAGE` on standard error. `eprintln!` would panic where that is full or closed.
+pub fn note(message: &str) {
+    let _ = writeln!(io::stderr(), "ecoprobe: {}", printable(message));
+}
