@@ -14,12 +14,12 @@ use std::thread;
 use std::time::Duration;
 
 /// Where the v2 hierarchy is mounted. Panics where it is not: a test that needs it must not pass.
-pub fn v2_mount() -> PathBuf {
+pub(crate) fn v2_mount() -> PathBuf {
     mount("cgroup2", None).expect("cgroup2 is not mounted")
 }
 
 /// Where the v1 hierarchy of `controller` is mounted, on hosts that have it.
-pub fn v1_mount(controller: &str) -> Option<PathBuf> {
+pub(crate) fn v1_mount(controller: &str) -> Option<PathBuf> {
     mount("cgroup", Some(controller))
 }
 
@@ -34,19 +34,19 @@ fn mount(file_system: &str, option: Option<&str>) -> Option<PathBuf> {
 }
 
 #[derive(Debug)]
-pub struct TestCgroup {
+pub(crate) struct TestCgroup {
     mount: PathBuf,
     path: PathBuf,
 }
 
 impl TestCgroup {
     /// In the v2 hierarchy. The name carries the pid and a number: tests run side by side.
-    pub fn v2(name: &str) -> Self {
+    pub(crate) fn v2(name: &str) -> Self {
         Self::at_top(v2_mount(), name)
     }
 
     /// In a v1 hierarchy, "cpuacct" for one.
-    pub fn v1(controller: &str, name: &str) -> Self {
+    pub(crate) fn v1(controller: &str, name: &str) -> Self {
         let mount = v1_mount(controller);
         Self::at_top(mount.unwrap_or_else(|| panic!("{controller} is not mounted")), name)
     }
@@ -64,26 +64,26 @@ impl TestCgroup {
     }
 
     /// A child cgroup, with a guard of its own; the parent's removes it too.
-    pub fn child(&self, name: &str) -> Self {
+    pub(crate) fn child(&self, name: &str) -> Self {
         Self::make(self.mount.clone(), self.path.join(name))
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// As the probe sees it: the path from the hierarchy's root, with a leading slash.
-    pub fn cgroup(&self) -> String {
+    pub(crate) fn cgroup(&self) -> String {
         let relative = self.path.strip_prefix(&self.mount).expect("a cgroup lies under its mount");
         format!("/{}", relative.display())
     }
 
-    pub fn id(&self) -> u64 {
+    pub(crate) fn id(&self) -> u64 {
         fs::metadata(&self.path).expect("a cgroup of this test").ino()
     }
 
     /// Moves a process, all threads of it.
-    pub fn add(&self, pid: u32) {
+    pub(crate) fn add(&self, pid: u32) {
         let processes = self.path.join("cgroup.procs");
         fs::write(&processes, pid.to_string())
             .unwrap_or_else(|error| panic!("{pid} into {}: {error}", processes.display()));
@@ -91,7 +91,7 @@ impl TestCgroup {
 
     /// The kernel's own account of the CPU time of this cgroup and those below it, nanoseconds: in
     /// steps of a microsecond on v2 (`cpu.stat`), exact on v1 (`cpuacct.usage`).
-    pub fn usage_ns(&self) -> u64 {
+    pub(crate) fn usage_ns(&self) -> u64 {
         let read = |file: &str| fs::read_to_string(self.path.join(file));
         let number = |text: &str| text.trim().parse::<u64>().expect("a number");
         if let Ok(usage) = read("cpuacct.usage") {

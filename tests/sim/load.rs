@@ -17,13 +17,13 @@ use nix::unistd::Pid;
 
 /// A running load.
 #[derive(Debug)]
-pub struct Load {
+pub(crate) struct Load {
     pid: Pid,
 }
 
 /// What a load does, for ever.
 #[derive(Debug, Clone, Copy)]
-pub enum Shape {
+pub(crate) enum Shape {
     /// Never yields.
     Hog,
     /// Runs for `busy` in each `period`.
@@ -34,14 +34,14 @@ pub enum Shape {
 }
 
 impl Shape {
-    pub const QUARTER: Self =
+    pub(crate) const QUARTER: Self =
         Self::Duty { busy: Duration::from_micros(2_500), period: Duration::from_millis(10) };
-    pub const MILLISECOND_CHILDREN: Self = Self::Forks { each: Duration::from_millis(1) };
+    pub(crate) const MILLISECOND_CHILDREN: Self = Self::Forks { each: Duration::from_millis(1) };
 }
 
 impl Load {
     /// Starts a load in the cgroup with this directory, on one CPU if one is named.
-    pub fn start(shape: Shape, cgroup: &Path, cpu: Option<usize>) -> Self {
+    pub(crate) fn start(shape: Shape, cgroup: &Path, cpu: Option<usize>) -> Self {
         let (gate, mut open) = std::io::pipe().expect("a pipe");
         let gate_fd = gate.as_raw_fd();
         let open_fd = open.as_raw_fd();
@@ -65,16 +65,16 @@ impl Load {
         load
     }
 
-    pub fn hog(cgroup: &Path, cpu: usize) -> Self {
+    pub(crate) fn hog(cgroup: &Path, cpu: usize) -> Self {
         Self::start(Shape::Hog, cgroup, Some(cpu))
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.pid.as_raw() as u32
     }
 
     /// Into another cgroup, in the middle of whatever it does.
-    pub fn move_to(&self, cgroup: &Path) {
+    pub(crate) fn move_to(&self, cgroup: &Path) {
         let processes = cgroup.join("cgroup.procs");
         fs::write(&processes, self.pid.to_string())
             .unwrap_or_else(|error| panic!("{}: {error}", processes.display()));

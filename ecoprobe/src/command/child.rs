@@ -6,6 +6,7 @@ use std::fs::File;
 use std::future::poll_fn;
 use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::ExitStatus;
 use std::task::Poll;
 
@@ -36,6 +37,8 @@ pub enum SpawnError {
     NotFound { command: String },
     #[error("`{command}` cannot be executed: {source}")]
     NotExecutable { command: String, source: io::Error },
+    #[error("`{command}` cannot be executed: the interpreter named in its first line is missing")]
+    NoInterpreter { command: String },
     #[error(
         "cannot move the command into {cgroup}: {source}; run as root, or start the command \
          yourself and watch its cgroup with --cgroup"
@@ -51,7 +54,7 @@ impl SpawnError {
         match self {
             Self::Missing => EXIT_USAGE,
             Self::NotFound { .. } => 127,
-            Self::NotExecutable { .. } => 126,
+            Self::NotExecutable { .. } | Self::NoInterpreter { .. } => 126,
             Self::Cgroup { .. } => EXIT_CANNOT,
             Self::Other { .. } => EXIT_FAILED,
         }
@@ -80,10 +83,15 @@ impl Child {
         // SAFETY: between fork and exec, `join` only calls write(2), which is async-signal-safe,
         // and builds an error that does not allocate.
         unsafe { command.pre_exec(move || join(&processes)) };
+        let path = Path::new(program);
         let program = || program.to_string_lossy().into_owned();
         let process = command.spawn().map_err(|error| match error.raw_os_error() {
             Some(code) if code > JOIN_FAILED => {
                 in_cgroup(io::Error::from_raw_os_error(code - JOIN_FAILED))
+            }
+            // Only a path says which file was meant: names are looked for in PATH.
+            Some(libc::ENOENT) if path.components().count() > 1 && path.exists() => {
+                SpawnError::NoInterpreter { command: program() }
             }
             Some(libc::ENOENT) => SpawnError::NotFound { command: program() },
             Some(libc::EACCES | libc::ENOEXEC | libc::ENOTDIR | libc::ELOOP | libc::ETXTBSY) => {

@@ -12,7 +12,7 @@ use nix::sys::signal;
 use nix::unistd::Pid;
 
 use super::Roots;
-use super::hierarchy::{Hierarchies, Hierarchy, Version};
+use super::hierarchy::{Hierarchies, Hierarchy};
 use super::tree::{self, Node};
 use crate::error::Error;
 use crate::sample::{Workload, WorkloadKind};
