@@ -344,16 +344,12 @@ mod real {
 
         // The same path in both hierarchies.
         let name = last(job.path());
-        let twin = cgroup::v2_mount().join(name);
-        fs::create_dir(&twin).unwrap();
-        let version = || resolve(&[name.to_owned()], &host()).map(|it| it.hierarchy.version);
-        let empty = version();
-        let sleeper = sleeper_in(&job);
-        let populated = version();
-        drop(sleeper);
-        fs::remove_dir(&twin).unwrap();
-        assert_eq!(empty.unwrap(), Version::V2);
-        assert_eq!(populated.unwrap(), Version::V1 { controller: "cpuacct".into() });
+        let _twin = job.twin_in_v2();
+        let version =
+            || resolve(&[name.to_owned()], &host()).map(|it| it.hierarchy.version).unwrap();
+        assert_eq!(version(), Version::V2);
+        let _sleeper = sleeper_in(&job);
+        assert_eq!(version(), Version::V1 { controller: "cpuacct".into() });
     }
 
     struct Sleeper(std::process::Child);

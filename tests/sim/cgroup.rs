@@ -68,6 +68,13 @@ impl TestCgroup {
         Self::make(self.mount.clone(), self.path.join(name))
     }
 
+    /// A cgroup of the same path in the v2 hierarchy.
+    pub(crate) fn twin_in_v2(&self) -> Self {
+        let mount = v2_mount();
+        let path = mount.join(self.cgroup().trim_start_matches('/'));
+        Self::make(mount, path)
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
