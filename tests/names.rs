@@ -172,6 +172,7 @@ fn a_glob_selects_every_match_now_and_later() {
     assert!(selection.has_globs() && selection.rescan().is_empty());
 
     host.add(&["batch/job4", "batch/job4/step", "other/job5"]);
+    assert!(selection.made(&[]).is_empty());
     let new: Vec<_> = selection.rescan().into_iter().map(|workload| workload.name).collect();
     assert_eq!(new, ["batch/job4"]);
     assert!(selection.rescan().is_empty());
@@ -329,9 +330,18 @@ mod real {
         let mut selection = resolve(&[format!("{}/*", job.cgroup())], &host()).unwrap();
         assert_eq!(selection.workloads.len(), 1);
         let second = job.child("b");
-        let new = selection.rescan();
+        let ids = [1, second.id(), u64::MAX];
+        let new = selection.made(&ids);
         assert_eq!(new.len(), 1);
         assert_eq!((&*new[0].cgroup, new[0].cgroup_id), (&*second.cgroup(), second.id()));
+        assert!(selection.made(&ids).is_empty() && selection.rescan().is_empty());
+
+        // Without knowing which.
+        let third = job.child("c");
+        assert_eq!(selection.rescan().len(), 1);
+        // Gone before anybody asked, or outside of the glob.
+        let (gone, inner) = (job.child("d").id(), third.child("e"));
+        assert!(selection.made(&[gone, inner.id()]).is_empty());
     }
 
     #[test]

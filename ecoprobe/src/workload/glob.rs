@@ -13,11 +13,18 @@ pub(super) struct Glob {
     anywhere: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Verdict {
     pub(super) matches: bool,
     /// There may be matches below.
     pub(super) enter: bool,
+}
+
+impl Verdict {
+    /// Of two patterns together.
+    pub(super) fn or(self, other: Self) -> Self {
+        Self { matches: self.matches || other.matches, enter: self.enter || other.enter }
+    }
 }
 
 impl Glob {

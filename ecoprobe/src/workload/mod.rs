@@ -3,6 +3,7 @@
 
 mod closest;
 mod glob;
+mod handle;
 pub mod hierarchy;
 pub mod metadata;
 pub mod names;

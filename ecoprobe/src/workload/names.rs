@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::Roots;
 use super::closest::Closest;
 use super::glob::{Glob, Verdict};
+use super::handle::Handles;
 use super::hierarchy::{Hierarchies, Hierarchy, clean};
 use super::metadata::{self, Identity};
 use super::pods::Pods;
@@ -25,38 +26,55 @@ pub struct Selection {
     pub warnings: Vec<String>,
     globs: Vec<Glob>,
     known: HashSet<u64>,
+    handles: Option<Handles>,
     pod_logs: PathBuf,
 }
 
 impl Selection {
-    /// Whether cgroups that are made later may belong to it: whether `rescan` can find anything.
+    /// Whether cgroups that are made later may belong to it.
     pub fn has_globs(&self) -> bool {
         !self.globs.is_empty()
     }
 
-    /// Looks again for matches of the globs and returns those that were not there before. They are
-    /// the caller's from then on: `workloads` stays what it was at the start.
-    pub fn rescan(&mut self) -> Vec<Workload> {
-        let Self { hierarchy, globs, known, .. } = self;
-        let mut new: Vec<Node> = Vec::new();
-        if globs.is_empty() {
+    /// Those of the cgroups `ids`, which were just made, that the globs select. What these methods
+    /// return is the caller's: `workloads` stays what it was at the start.
+    pub fn made(&mut self, ids: &[u64]) -> Vec<Workload> {
+        if self.globs.is_empty() || ids.iter().all(|id| self.known.contains(id)) {
             return Vec::new();
         }
-        tree::walk(&hierarchy.mount, |path, id| {
+        let Some(handles) = &self.handles else { return self.rescan() };
+        let is_match = |node: &Node| {
+            let path = node.path.to_string_lossy();
+            self.globs.iter().any(|glob| glob.test(&path).matches)
+        };
+        let nodes = ids.iter().filter_map(|id| handles.find(*id)).filter(is_match);
+        let new = nodes.filter(|node| self.known.insert(node.id)).collect();
+        self.name(new)
+    }
+
+    /// Looks at all cgroups again for matches of the globs that were not there before: where it is
+    /// not known which ones were made.
+    pub fn rescan(&mut self) -> Vec<Workload> {
+        let mut new: Vec<Node> = Vec::new();
+        if self.globs.is_empty() {
+            return Vec::new();
+        }
+        tree::walk(&self.hierarchy.mount, |path, id| {
             let text = path.to_string_lossy();
-            let (mut matches, mut enter) = (false, false);
-            for glob in globs.iter() {
-                let verdict = glob.test(&text);
-                matches |= verdict.matches;
-                enter |= verdict.enter;
-            }
-            if matches && known.insert(id) {
+            let verdicts = self.globs.iter().map(|glob| glob.test(&text));
+            let verdict = verdicts.fold(Verdict::default(), Verdict::or);
+            if verdict.matches && self.known.insert(id) {
                 new.push(Node { path: path.to_owned(), id });
             }
-            enter
+            verdict.enter
         });
+        self.name(new)
+    }
+
+    /// New matches of globs as workloads, by path.
+    fn name(&self, mut new: Vec<Node>) -> Vec<Workload> {
         new.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-        // Read again only now: a pod's log directory is made shortly before its cgroups.
+        // Read again, but only now: a pod's log directory is made shortly before its cgroups.
         let pods = if new.is_empty() { Pods::default() } else { Pods::read(&self.pod_logs) };
         new.iter().map(|node| workload(&path_name(node), &self.hierarchy, node, &pods)).collect()
     }
@@ -85,14 +103,14 @@ pub fn resolve(names: &[String], roots: &Roots) -> Result<Selection, Error> {
         if answer.rank != Rank::Glob && answer.nodes.len() > 1 {
             return Err(ambiguous(query.name, &hierarchy, &answer.nodes));
         }
-        if let (Rank::CgroupId, [node], [job, ..]) =
+        if let (Rank::CgroupId, [node], [other, ..]) =
             (answer.rank, &answer.nodes[..], &answer.others[..])
         {
             warnings.push(format!(
-                "{} is taken as the id of cgroup {}; the job of that number is {}",
+                "{} is taken as the id of cgroup {}; the workload of that name is {}",
                 query.name,
                 hierarchy.cgroup(&node.path),
-                hierarchy.cgroup(&job.path)
+                hierarchy.cgroup(&other.path)
             ));
         }
         let is_glob = answer.rank == Rank::Glob;
@@ -128,7 +146,8 @@ pub fn resolve(names: &[String], roots: &Roots) -> Result<Selection, Error> {
     let known = found.iter().map(|(node, _)| node.id).collect();
     let workloads = found.into_iter().map(|(_, workload)| workload).collect();
     let pod_logs = roots.pod_logs.clone();
-    Ok(Selection { hierarchy, workloads, warnings, globs, known, pod_logs })
+    let handles = Handles::of(&hierarchy.mount, &roots.procfs);
+    Ok(Selection { hierarchy, workloads, warnings, globs, known, handles, pod_logs })
 }
 
 /// The ways to read a name, in the order in which they are tried.
@@ -210,38 +229,45 @@ impl<'a> Query<'a> {
         }
     }
 
-    /// Whether the cgroup at `path` answers to the name, and how.
-    fn test(&self, path: &str, id: u64) -> Option<Rank> {
-        let last = path.rsplit('/').next().unwrap_or(path);
+    /// Whether a cgroup answers to the name, and how.
+    fn test(&self, last: &str, id: u64, identity: Option<&Identity<'_>>) -> Option<Rank> {
         if last == self.name {
             Some(Rank::LastComponent)
         } else if self.id == Some(id) {
             Some(Rank::CgroupId)
         } else {
-            self.is_workload(path).then_some(Rank::WorkloadName)
+            self.is_workload(identity?).then_some(Rank::WorkloadName)
         }
     }
 
-    fn is_workload(&self, path: &str) -> bool {
+    fn is_workload(&self, identity: &Identity<'_>) -> bool {
         /// The length of the ids that `docker ps` prints.
         const SHORT_ID: usize = 12;
-        match metadata::identity(path) {
-            Some(Identity::Container { id, .. }) => {
+        match identity {
+            Identity::Container { id, .. } => {
                 self.name.len() >= SHORT_ID && id.starts_with(self.name)
             }
-            Some(Identity::Pod { uid }) => uid == self.name || self.pod_uids.contains(&&*uid),
-            Some(Identity::Job(job)) => job == self.name,
-            Some(Identity::Unit { name, .. }) => name.strip_suffix(".service") == Some(self.name),
-            Some(Identity::Step(_) | Identity::SlurmUser(_)) | None => false,
+            Identity::Pod { uid } => uid == self.name || self.pod_uids.contains(&&**uid),
+            Identity::Job(job) => *job == self.name,
+            Identity::Unit { name, .. } => name.strip_suffix(".service") == Some(self.name),
+            Identity::Step(_) | Identity::SlurmUser(_) => false,
         }
     }
+}
+
+/// A query that takes a walk to answer.
+#[derive(Debug)]
+struct Open<'a> {
+    position: usize,
+    query: &'a Query<'a>,
+    matches: BTreeMap<Rank, Vec<Node>>,
 }
 
 /// Answers every query in one hierarchy, with at most one walk for all of them.
 fn search(queries: &[Query<'_>], hierarchies: &Hierarchies, index: usize) -> Vec<Option<Answer>> {
     let hierarchy = hierarchies.get(index);
     let mut answers: Vec<_> = queries.iter().map(|query| query.exact(index, hierarchy)).collect();
-    let mut open: Vec<(usize, &Query<'_>, BTreeMap<Rank, Vec<Node>>)> = Vec::new();
+    let mut open: Vec<Open<'_>> = Vec::new();
     for (position, (query, answer)) in queries.iter().zip(&answers).enumerate() {
         let searched = match (&query.under, &query.glob) {
             (None, _) => true,
@@ -250,22 +276,26 @@ fn search(queries: &[Query<'_>], hierarchies: &Hierarchies, index: usize) -> Vec
             (Some(_), None) => false,
         };
         if answer.is_none() && searched {
-            open.push((position, query, BTreeMap::new()));
+            open.push(Open { position, query, matches: BTreeMap::new() });
         }
     }
     if !open.is_empty() {
         tree::walk(&hierarchy.mount, |path, id| {
             let text = path.to_string_lossy();
+            let last = text.rsplit('/').next().unwrap_or(&text);
+            let identity = metadata::identity(&text);
             let mut enter = false;
-            for (_, query, matches) in &mut open {
-                let verdict = match &query.glob {
-                    Some(glob) => glob.test(&text),
-                    None => Verdict { matches: false, enter: true },
-                };
-                enter |= verdict.enter;
+            for Open { query, matches, .. } in &mut open {
                 let rank = match &query.glob {
-                    Some(_) => verdict.matches.then_some(Rank::Glob),
-                    None => query.test(&text, id),
+                    Some(glob) => {
+                        let verdict = glob.test(&text);
+                        enter |= verdict.enter;
+                        verdict.matches.then_some(Rank::Glob)
+                    }
+                    None => {
+                        enter = true;
+                        query.test(last, id, identity.as_ref())
+                    }
                 };
                 if let Some(rank) = rank {
                     matches.entry(rank).or_default().push(Node { path: path.to_owned(), id });
@@ -274,7 +304,7 @@ fn search(queries: &[Query<'_>], hierarchies: &Hierarchies, index: usize) -> Vec
             enter
         });
     }
-    for (position, _, mut matches) in open {
+    for Open { position, mut matches, .. } in open {
         answers[position] = matches.pop_first().map(|(rank, mut nodes)| {
             nodes.sort_unstable_by(|a, b| a.path.cmp(&b.path));
             Answer { rank, nodes, others: matches.into_values().flatten().collect() }
@@ -420,7 +450,12 @@ fn nesting(found: &[(Node, Workload)]) -> Vec<String> {
         let names = list(inner.iter().map(|name| format!("`{name}`")));
         format!("`{outer}` is reported without what is selected inside of it: {names}")
     });
-    sentences.collect()
+    let more = sentences.len().saturating_sub(LISTED);
+    let mut sentences: Vec<_> = sentences.take(LISTED).collect();
+    if more > 0 {
+        sentences.push(format!("{more} more are reported without what is selected inside of them"));
+    }
+    sentences
 }
 
 /// The first few, and how many more.
