@@ -15,6 +15,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ecoprobe::command::child::{Child, Signals, SpawnError, exit_code};
+use ecoprobe::error::Error;
 use ecoprobe::sample::WorkloadKind;
 use ecoprobe::workload::Roots;
 use ecoprobe::workload::hierarchy::{Hierarchies, Version};
@@ -27,6 +28,15 @@ use crate::load::{Load, Shape};
 
 fn host() -> Roots {
     Roots { procfs: "/proc".into(), cgroupfs: None, pod_logs: "/nonexistent".into() }
+}
+
+/// Nothing here takes long: what does not end is a failure.
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(10), future).await.expect("it ends soon")
+}
+
+async fn code_of(child: &mut Child) -> u8 {
+    exit_code(soon(child.wait()).await.unwrap())
 }
 
 /// A host whose cgroups are below `top`: scopes of tests that run side by side in one process have
@@ -103,7 +113,17 @@ fn what_does_not_start_is_told_as_a_shell_would() {
     }
     assert!(matches!(Child::spawn(&[], &scope), Err(SpawnError::Missing)));
 
-    // A cgroup that cannot be entered is not taken for a command that cannot be executed.
+    // A cgroup that cannot be entered is not taken for a command that cannot be executed: below a
+    // threaded cgroup no process may move in.
+    fs::write(top.path().join("cgroup.type"), "threaded").unwrap();
+    let error = Child::spawn(&shell("true"), &scope).unwrap_err();
+    assert!(matches!(error, SpawnError::Cgroup { .. }), "{error}");
+    assert_eq!(error.exit_code(), 4, "{error}");
+    drop(scope);
+    assert!(matches!(Scope::create(&host_below(&top)), Err(Error::Cannot(_))));
+    // Nor one that is gone.
+    let top = TestCgroup::v2("gone");
+    let scope = Scope::create(&host_below(&top)).unwrap();
     fs::remove_dir(scope.directory()).unwrap();
     let error = Child::spawn(&shell("true"), &scope).unwrap_err();
     assert_eq!(error.exit_code(), 4, "{error}");
@@ -118,23 +138,25 @@ fn signals_reach_the_command() {
     let ready = file.path().display();
     runtime().block_on(async {
         let mut signals = Signals::listen().unwrap();
-        let script = format!("trap 'exit 9' USR1; echo > {ready}; while :; do sleep 0.01; done");
+        let script = format!(
+            "trap 'exit 9' USR1; echo > {ready}; for i in $(seq 1000); do sleep 0.01; done"
+        );
         let mut child = Child::spawn(&shell(&script), &scope).unwrap();
         while fs::read(file.path()).unwrap().is_empty() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         kill(Pid::this(), Signal::SIGUSR1).unwrap();
-        let signal = signals.next().await;
+        let signal = soon(signals.next()).await;
         assert_eq!(signal, Signal::SIGUSR1);
         child.forward(signal).unwrap();
-        assert_eq!(exit_code(child.wait().await.unwrap()), 9);
+        assert_eq!(code_of(&mut child).await, 9);
         // After its end there is nobody to signal.
         assert_eq!(child.pid(), None);
         child.forward(Signal::SIGTERM).unwrap();
 
         let mut child = Child::spawn(&shell("sleep 60"), &scope).unwrap();
         child.forward(Signal::SIGTERM).unwrap();
-        assert_eq!(exit_code(child.wait().await.unwrap()), 128 + 15);
+        assert_eq!(code_of(&mut child).await, 128 + 15);
     });
 }
 
@@ -204,11 +226,11 @@ fn v1_holds_the_command_where_there_is_no_v2() {
     let top = TestCgroup::v1("cpuacct", "run");
     let scope = Scope::create(&host_below(&top)).unwrap();
     assert_eq!(scope.hierarchy().version, Version::V1 { controller: "cpuacct".into() });
-    let status = runtime().block_on(async {
+    let code = runtime().block_on(async {
         let script = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; kill -9 $$";
-        Child::spawn(&shell(script), &scope).unwrap().wait().await.unwrap()
+        code_of(&mut Child::spawn(&shell(script), &scope).unwrap()).await
     });
-    assert_eq!(exit_code(status), 128 + 9);
+    assert_eq!(code, 128 + 9);
     let usage = fs::read_to_string(scope.directory().join("cpuacct.usage")).unwrap();
     assert!(usage.trim().parse::<u64>().unwrap() > 1_000_000, "{usage}");
     assert_eq!(scope.close(), None);
