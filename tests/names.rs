@@ -1,0 +1,380 @@
+//! Names to cgroups: on trees made for it, and on this machine's own hierarchies.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "sim/cgroup.rs"]
+mod cgroup;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use ecoprobe::error::Error;
+use ecoprobe::sample::WorkloadKind;
+use ecoprobe::workload::Roots;
+use ecoprobe::workload::hierarchy::Version;
+use ecoprobe::workload::names::{Selection, resolve};
+
+const ID: &str = "3fa0d7c1e6b24a598c0f1d2e3b4a5968776554433221100ffeeddccbbaa99887";
+const UID: &str = "0b5c3a1e-7d42-4f6b-9a80-c1d2e3f40516";
+
+/// Directories that stand for cgroups, and the kubelet's log directories.
+struct Fixture {
+    top: tempfile::TempDir,
+}
+
+impl Fixture {
+    /// A v2 host.
+    fn v2(cgroups: &[&str]) -> Self {
+        let fixture = Self { top: tempfile::tempdir().unwrap() };
+        fs::create_dir(fixture.path("cgroup")).unwrap();
+        fs::write(fixture.path("cgroup/cgroup.controllers"), "").unwrap();
+        fixture.add(cgroups);
+        fixture
+    }
+
+    /// A hybrid host: paths begin with `unified`, `cpu,cpuacct` or `memory`.
+    fn hybrid(cgroups: &[&str]) -> Self {
+        let fixture = Self { top: tempfile::tempdir().unwrap() };
+        fixture.add(&["unified", "cpu,cpuacct", "memory"]);
+        fs::write(fixture.path("cgroup/unified/cgroup.controllers"), "").unwrap();
+        fixture.add(cgroups);
+        fixture
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.top.path().join(path)
+    }
+
+    fn add(&self, cgroups: &[&str]) {
+        for cgroup in cgroups {
+            let path = self.path("cgroup").join(cgroup);
+            fs::create_dir_all(&path).unwrap();
+            fs::write(path.join("cgroup.procs"), "").unwrap();
+        }
+    }
+
+    fn populate(&self, cgroup: &str) {
+        fs::write(self.path("cgroup").join(cgroup).join("cgroup.procs"), "1\n").unwrap();
+    }
+
+    fn resolve(&self, names: &[&str]) -> Result<Selection, Error> {
+        let roots = Roots {
+            procfs: "/proc".into(),
+            cgroupfs: Some(self.path("cgroup")),
+            pod_logs: self.path("pods"),
+        };
+        resolve(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), &roots)
+    }
+
+    /// The cgroup that one name means.
+    #[track_caller]
+    fn one(&self, name: &str) -> String {
+        let selection = self.resolve(&[name]).unwrap();
+        assert_eq!(selection.workloads.len(), 1, "{name}");
+        let cgroup = selection.workloads[0].cgroup.clone();
+        // A directory is never the root of a real hierarchy.
+        let warnings = usize::from(cgroup == "/");
+        assert_eq!(selection.warnings.len(), warnings, "{:?}", selection.warnings);
+        cgroup
+    }
+
+    #[track_caller]
+    fn refused(&self, names: &[&str]) -> String {
+        match self.resolve(names) {
+            Err(Error::NoWorkload(message)) => message,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn cgroups(selection: &Selection) -> Vec<&str> {
+    selection.workloads.iter().map(|workload| &*workload.cgroup).collect()
+}
+
+#[test]
+fn a_path_is_taken_from_the_mount_or_from_the_root() {
+    let host = Fixture::v2(&["job123", "batch/job7", "batch/job8/step"]);
+    for name in [
+        "batch/job7",
+        "/batch/job7",
+        "//batch/./job7/",
+        "job7",
+        host.path("cgroup/batch/job7").to_str().unwrap(),
+        host.path("cgroup/batch/job7/").to_str().unwrap(),
+        host.path("cgroup/../cgroup/batch/job7").to_str().unwrap(),
+    ] {
+        assert_eq!(host.one(name), "/batch/job7", "{name}");
+    }
+    assert_eq!(host.one("/"), "/");
+    assert_eq!(host.one(host.path("cgroup").to_str().unwrap()), "/");
+    assert_eq!(host.one("step"), "/batch/job8/step");
+
+    let selection = host.resolve(&["job7"]).unwrap();
+    assert_eq!(selection.workloads[0].name, "job7");
+    assert_eq!(selection.hierarchy.version, Version::V2);
+    assert_eq!(selection.hierarchy.kind(), "v2");
+}
+
+#[test]
+fn readings_are_tried_in_the_order_of_the_contract() {
+    // A path from the root comes before a last component, and that before a unit.
+    let host = Fixture::v2(&["a", "b/a", "nginx.service", "system.slice/web.service", "c/web"]);
+    assert_eq!(host.one("a"), "/a");
+    assert_eq!(host.one("nginx"), "/nginx.service");
+    assert_eq!(host.one("web"), "/c/web");
+    assert_eq!(host.one("web.service"), "/system.slice/web.service");
+
+    // A cgroup's id comes before a job's; the user is told.
+    let id = host.resolve(&["c/web"]).unwrap().workloads[0].cgroup_id.to_string();
+    assert_eq!(host.one(&id), "/c/web");
+    host.add(&[&format!("slurm/uid_0/job_{id}")]);
+    let selection = host.resolve(&[&id]).unwrap();
+    assert_eq!(cgroups(&selection), ["/c/web"]);
+    assert!(selection.warnings[0].contains(&format!("/slurm/uid_0/job_{id}")));
+}
+
+#[test]
+fn workloads_are_found_by_the_names_that_people_use() {
+    let slice = format!("kubepods.slice/kubepods-pod{}.slice", UID.replace('-', "_"));
+    let container = format!("{slice}/cri-containerd-{ID}.scope");
+    let host = Fixture::v2(&[
+        &container,
+        &format!("{container}/init"),
+        &format!("system.slice/crio-conmon-{ID}.scope"),
+        "system.slice/slurmstepd.scope/job_4711/step_0",
+        "system.slice/nginx.service",
+    ]);
+    fs::create_dir_all(host.path("pods").join(format!("ml_train-0_{UID}"))).unwrap();
+    fs::create_dir_all(host.path("pods/ml_train-0_00000000-0000-0000-0000-000000000000")).unwrap();
+
+    for name in [ID, &ID[..12]] {
+        assert_eq!(host.one(name), format!("/{container}"));
+    }
+    assert_eq!(host.one("ml/train-0"), format!("/{slice}"));
+    assert_eq!(host.one("4711"), "/system.slice/slurmstepd.scope/job_4711");
+    assert_eq!(host.one("nginx"), "/system.slice/nginx.service");
+    host.refused(&[&ID[..11]]);
+
+    let selection = host.resolve(&["ml/train-0", "4711"]).unwrap();
+    let [pod, job] = &selection.workloads[..] else { panic!() };
+    assert_eq!((pod.kind, job.kind), (WorkloadKind::Pod, WorkloadKind::Slurm));
+    assert_eq!((&*pod.labels["namespace"], &*pod.labels["pod"]), ("ml", "train-0"));
+    assert_eq!(job.labels["job"], "4711");
+}
+
+#[test]
+fn a_glob_selects_every_match_now_and_later() {
+    let host = Fixture::v2(&["batch/job1", "batch/job2/step", "other/job3"]);
+    let mut selection = host.resolve(&["batch/*"]).unwrap();
+    assert_eq!(cgroups(&selection), ["/batch/job1", "/batch/job2"]);
+    assert_eq!(selection.workloads[0].name, "batch/job1");
+    assert!(selection.has_globs() && selection.rescan().is_empty());
+
+    host.add(&["batch/job4", "batch/job4/step", "other/job5"]);
+    assert!(selection.made(&[]).is_empty());
+    let new: Vec<_> = selection.rescan().into_iter().map(|workload| workload.name).collect();
+    assert_eq!(new, ["batch/job4"]);
+    assert!(selection.rescan().is_empty());
+
+    let under_mount = host.path("cgroup/batch/*");
+    assert_eq!(host.resolve(&[under_mount.to_str().unwrap()]).unwrap().workloads.len(), 3);
+    let anywhere = host.resolve(&["job[35]"]).unwrap();
+    assert_eq!(cgroups(&anywhere), ["/other/job3", "/other/job5"]);
+    assert!(host.refused(&["batsh/job?"]).contains("/batch/job1"));
+    assert!(matches!(host.resolve(&["job["]), Err(Error::Usage(_))));
+    assert!(!host.resolve(&["batch"]).unwrap().has_globs());
+
+    // A cgroup whose name looks like a pattern is that cgroup.
+    host.add(&["odd[1]"]);
+    assert_eq!(host.one("odd[1]"), "/odd[1]");
+}
+
+#[test]
+fn no_match_names_the_closest_and_several_are_listed() {
+    let host = Fixture::v2(&["job123", "batch/job124", "system.slice/nginx.service", "x/a", "y/a"]);
+    assert!(host.refused(&["jbo123"]).contains("/job123"));
+    assert!(host.refused(&["ngnix"]).contains("/system.slice/nginx.service"));
+    assert!(host.refused(&["qqqqqqqq"]).contains("systemd-cgls"));
+    let missing = host.path("cgroup/job12");
+    assert!(host.refused(&[missing.to_str().unwrap()]).contains("/job123"));
+    // A path does not climb out of the mount.
+    host.refused(&["../pods"]);
+    host.refused(&["/job123/.."]);
+    // A file is not a cgroup.
+    host.refused(&["job123/cgroup.procs"]);
+
+    let message = host.refused(&["a"]);
+    assert!(message.contains("/x/a") && message.contains("/y/a"), "{message}");
+    // One name that is missing is enough.
+    assert!(host.refused(&["job123", "nope"]).contains("`nope`"));
+    assert!(matches!(host.resolve(&[""]), Err(Error::Usage(_))));
+    assert!(matches!(host.resolve(&[]), Err(Error::Usage(_))));
+}
+
+#[test]
+fn one_cgroup_is_one_workload_and_nesting_is_said() {
+    let host = Fixture::v2(&["batch/job1", "batch/job2"]);
+    let selection = host.resolve(&["job1", "batch/job1", "batch/*", "batch"]).unwrap();
+    let names: Vec<_> = selection.workloads.iter().map(|workload| &*workload.name).collect();
+    assert_eq!(names, ["job1", "batch/job2", "batch"]);
+    let [same, nested] = &selection.warnings[..] else { panic!("{:?}", selection.warnings) };
+    assert!(same.contains("`job1` and `batch/job1`"), "{same}");
+    assert!(nested.contains("`batch` is reported without"), "{nested}");
+    assert!(nested.contains("`job1`, `batch/job2`"), "{nested}");
+}
+
+#[test]
+fn a_hybrid_host_is_followed_where_the_tasks_are() {
+    let host = Fixture::hybrid(&[
+        "unified/both",
+        "unified/two",
+        "cpu,cpuacct/both/inner",
+        "cpu,cpuacct/one",
+        "memory/mem",
+    ]);
+    let version = |names: &[&str]| {
+        let selection = host.resolve(names).unwrap();
+        assert_eq!(selection.hierarchy.kind(), "hybrid");
+        selection.hierarchy.version
+    };
+    let v1 = |controller: &str| Version::V1 { controller: controller.into() };
+    assert_eq!(version(&["both"]), Version::V2);
+    host.populate("cpu,cpuacct/both/inner");
+    assert_eq!(version(&["both"]), v1("cpuacct"));
+    host.populate("unified/both");
+    assert_eq!(version(&["both"]), Version::V2);
+    assert_eq!(version(&["one", "both"]), v1("cpuacct"));
+    assert_eq!(version(&["/"]), Version::V2);
+    // Another controller only where it is asked for.
+    assert!(host.refused(&["mem"]).contains("`mem`"));
+    assert_eq!(version(&[host.path("cgroup/memory/mem").to_str().unwrap()]), v1("memory"));
+
+    let message = host.refused(&["one", "two"]);
+    assert!(message.contains("cgroup v2") && message.contains("(cpuacct)"), "{message}");
+    let explicit = host.path("cgroup/memory/mem");
+    let message = host.refused(&["two", explicit.to_str().unwrap()]);
+    assert!(message.contains("run ecoprobe once for each"), "{message}");
+}
+
+#[test]
+fn ten_thousand_cgroups_are_no_trouble() {
+    let host = Fixture::v2(&[]);
+    let batch = host.path("cgroup/batch");
+    for job in 0..100 {
+        for step in 0..100 {
+            fs::create_dir_all(batch.join(format!("job{job}/step{step}"))).unwrap();
+        }
+    }
+    let start = Instant::now();
+    let mut selection = host.resolve(&["batch/*/*", "job7", "step*"]).unwrap();
+    assert_eq!(selection.workloads.len(), 10_001);
+    assert_eq!(selection.warnings.len(), 1);
+    assert!(selection.rescan().is_empty());
+    host.refused(&["jobb7"]);
+    // Tens of milliseconds when built for release; quadratic would take minutes.
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+/// On this machine's own cgroups.
+mod real {
+    use super::*;
+    use crate::cgroup::TestCgroup;
+
+    fn host() -> Roots {
+        Roots { procfs: "/proc".into(), cgroupfs: None, pod_logs: "/nonexistent".into() }
+    }
+
+    fn resolve_one(name: &str) -> ecoprobe::sample::Workload {
+        let mut selection = resolve(&[name.to_owned()], &host()).unwrap();
+        assert_eq!(selection.workloads.len(), 1);
+        selection.workloads.remove(0)
+    }
+
+    fn last(path: &Path) -> &str {
+        path.file_name().unwrap().to_str().unwrap()
+    }
+
+    #[test]
+    #[ignore = "needs root: it makes cgroups"]
+    fn a_v2_cgroup_answers_to_all_its_names() {
+        let job = TestCgroup::v2("names");
+        let inner = job.child("inner");
+        let name = format!("{}/inner", job.cgroup());
+        for name in [
+            inner.path().to_str().unwrap(),
+            &name,
+            name.trim_start_matches('/'),
+            &inner.id().to_string(),
+        ] {
+            let workload = resolve_one(name);
+            assert_eq!((&*workload.cgroup, workload.cgroup_id), (&*inner.cgroup(), inner.id()));
+        }
+        assert_eq!(resolve_one(last(job.path())).cgroup_id, job.id());
+    }
+
+    #[test]
+    #[ignore = "needs root: it makes cgroups"]
+    fn the_whole_machine_is_the_root_and_no_warning() {
+        let selection = resolve(&["/".to_owned()], &host()).unwrap();
+        assert_eq!(selection.workloads[0].cgroup, "/");
+        assert_eq!(selection.workloads[0].cgroup_id, 1);
+        assert_eq!(selection.warnings, [""; 0]);
+    }
+
+    #[test]
+    #[ignore = "needs root: it makes cgroups"]
+    fn cgroups_made_later_are_found_by_a_glob() {
+        let job = TestCgroup::v2("glob");
+        let _first = job.child("a");
+        let mut selection = resolve(&[format!("{}/*", job.cgroup())], &host()).unwrap();
+        assert_eq!(selection.workloads.len(), 1);
+        let second = job.child("b");
+        let ids = [1, second.id(), u64::MAX];
+        let new = selection.made(&ids);
+        assert_eq!(new.len(), 1);
+        assert_eq!((&*new[0].cgroup, new[0].cgroup_id), (&*second.cgroup(), second.id()));
+        assert!(selection.made(&ids).is_empty() && selection.rescan().is_empty());
+
+        // Without knowing which.
+        let third = job.child("c");
+        assert_eq!(selection.rescan().len(), 1);
+        // Gone before anybody asked, or outside of the glob.
+        let (gone, inner) = (job.child("d").id(), third.child("e"));
+        assert!(selection.made(&[gone, inner.id()]).is_empty());
+    }
+
+    #[test]
+    #[ignore = "needs root and a cgroup v1 mount"]
+    fn v1_a_cgroup_is_found_beside_v2_and_wins_if_it_has_the_tasks() {
+        let job = TestCgroup::v1("cpuacct", "names");
+        let selection = resolve(&[last(job.path()).to_owned()], &host()).unwrap();
+        assert_eq!(selection.hierarchy.version, Version::V1 { controller: "cpuacct".into() });
+        assert_eq!(selection.workloads[0].cgroup_id, job.id());
+
+        // The same path in both hierarchies.
+        let name = last(job.path());
+        let _twin = job.twin_in_v2();
+        let version =
+            || resolve(&[name.to_owned()], &host()).map(|it| it.hierarchy.version).unwrap();
+        assert_eq!(version(), Version::V2);
+        let _sleeper = sleeper_in(&job);
+        assert_eq!(version(), Version::V1 { controller: "cpuacct".into() });
+    }
+
+    struct Sleeper(std::process::Child);
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    fn sleeper_in(cgroup: &TestCgroup) -> Sleeper {
+        let sleeper =
+            Sleeper(std::process::Command::new("sleep").arg("60").spawn().expect("sleep"));
+        cgroup.add(sleeper.0.id());
+        sleeper
+    }
+}
