@@ -79,10 +79,10 @@ pub struct MeasureArgs {
     /// Keep the raw samples here, for `replay`.
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
-    /// How many workloads the probe can tell apart.
-    #[arg(long, value_name = "N", default_value_t = 4096,
-          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub max_workloads: u32,
+    /// How many workloads the probe can tell apart; the time of more goes to `other` [default:
+    /// 4096, or twice as many as there are at the start]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_workloads: Option<u32>,
     #[command(flatten)]
     pub settings: SettingsArgs,
     #[command(flatten)]

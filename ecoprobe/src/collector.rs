@@ -1,1 +1,326 @@
-//! Placeholder for the module's doc.
+//! The tick: read every meter, then commit. A tick whose reading failed commits nothing, so the next
+//! one covers its time too and no joule is billed by the wrong CPU time.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use hdrhistogram::Histogram;
+
+use crate::cli::{MeasureArgs, Roots};
+use crate::command::settings::settings;
+use crate::error::Error;
+use crate::host::{self, topology::Topology};
+use crate::meter::cpu_time::{CpuTime, LoadOptions};
+use crate::meter::{EnergyMeter, monotonic_ns, open_cpu_energy};
+use crate::recording::Recorder;
+use crate::report::{
+    CpuTimeSource, GpuEnergyKind, GpuEnergySource, Host, Own, Quantiles, Report, Sources,
+};
+use crate::sample::{Event, Header, RECORDING_SCHEMA, Sample, Settings, Workload};
+use crate::session::Session;
+use crate::workload::hierarchy::Hierarchy;
+
+/// How many ticks in a row a counter may fail before the others go on without it.
+const PATIENCE: u32 = 3;
+
+/// How an energy counter answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Health {
+    Good,
+    /// For so many ticks: nothing is committed meanwhile.
+    Failing(u32),
+    /// The others go on without it.
+    Lost,
+}
+
+/// Slots where nothing else is asked for.
+const USUAL_WORKLOADS: u32 = 4096;
+
+/// Everything that is read, and the session that it is committed to.
+#[derive(Debug)]
+pub struct Collector {
+    cpu_time: CpuTime,
+    energy: Option<Box<dyn EnergyMeter>>,
+    /// By domain.
+    health: Vec<Health>,
+    started: bool,
+    session: Session,
+    recorder: Option<Recorder>,
+    /// Buffers of the tick: it allocates nothing.
+    sample: Sample,
+    problems: Vec<String>,
+    collect_ns: Histogram<u64>,
+    refused_workloads: usize,
+    seen_lost_events: u64,
+    /// What standard error should hear, in order.
+    notes: Vec<String>,
+}
+
+impl Collector {
+    /// Opens every meter, attaches the probe and takes the first sample.
+    pub fn open(
+        args: &MeasureArgs,
+        hierarchy: &Hierarchy,
+        workloads: &[Workload],
+    ) -> anyhow::Result<Self> {
+        let roots = &args.roots;
+        let cpus = aya::util::nr_cpus().map_err(|(path, error)| {
+            anyhow::Error::new(error).context(format!("cannot count the CPUs ({path})"))
+        })?;
+        let topology = Topology::read(&roots.sysfs, cpus);
+        let energy = open_cpu_energy(args.cpu_energy, roots, &topology)?;
+        let domains = energy.meter.as_ref().map_or(&[][..], |meter| meter.domains()).to_vec();
+        let settings = settings(&args.settings, Settings::default(), &domains)?;
+
+        let most = args.max_workloads.unwrap_or_else(|| {
+            USUAL_WORKLOADS.max(u32::try_from(workloads.len() * 2).unwrap_or(u32::MAX))
+        });
+        let hierarchy_id = hierarchy.id(Path::new("/proc")).ok_or_else(|| {
+            Error::Cannot(format!("/proc/self/cgroup does not mention {hierarchy}"))
+        })?;
+        let mut cpu_time = CpuTime::load(LoadOptions {
+            btf: &btf_path(roots),
+            package_of_cpu: topology.package_of_cpu.clone(),
+            packages: topology.packages.len(),
+            v1_controller: hierarchy.v1_controller(),
+            hierarchy_id,
+            max_workloads: most,
+            hook: None,
+        })?;
+
+        let header = Header {
+            schema: RECORDING_SCHEMA.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            start: jiff::Timestamp::now().to_string(),
+            host: host(roots, &topology),
+            sources: Sources {
+                cpu_time: CpuTimeSource {
+                    kind: "ebpf".to_owned(),
+                    hook: cpu_time.hook().name().to_owned(),
+                    hierarchy: hierarchy.kind().to_owned(),
+                },
+                cpu_energy: energy.source,
+                gpu_energy: GpuEnergySource { kind: GpuEnergyKind::None, devices: Vec::new() },
+                static_power: energy.static_power,
+            },
+            packages: topology.packages.iter().map(|package| package.name.clone()).collect(),
+            domains,
+            settings,
+        };
+        let mut recorder = args.record.as_deref().map(Recorder::create).transpose()?;
+        if let Some(recorder) = &mut recorder {
+            recorder.write(&Event::Header(Box::new(header.clone())))?;
+        }
+        cpu_time.attach()?;
+        let mut collector = Self {
+            health: vec![Health::Good; header.domains.len()],
+            started: false,
+            session: Session::new(header),
+            cpu_time,
+            energy: energy.meter,
+            recorder,
+            sample: Sample::default(),
+            problems: Vec::new(),
+            // Up to a minute, to three digits.
+            collect_ns: Histogram::new_with_max(60_000_000_000, 3)
+                .context("cannot make a histogram")?,
+            refused_workloads: 0,
+            seen_lost_events: 0,
+            notes: Vec::new(),
+        };
+        for note in energy.notes {
+            collector.warn(note)?;
+        }
+        for workload in workloads {
+            collector.add(workload.clone())?;
+        }
+        collector.tick(Last::No)?;
+        Ok(collector)
+    }
+
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Bills a cgroup from now on. Beyond the capacity its time stays in `other`, and the report
+    /// says so.
+    pub fn add(&mut self, workload: Workload) -> anyhow::Result<()> {
+        if self.cpu_time.add_workload(workload.cgroup_id)?.is_none() {
+            self.refused_workloads += 1;
+            return Ok(());
+        }
+        let event = Event::Workload(workload);
+        self.session.apply(&event);
+        self.record(&event)
+    }
+
+    /// Something that the reader of the report should know; also for standard error.
+    pub fn warn(&mut self, message: String) -> anyhow::Result<()> {
+        self.notes.push(message.clone());
+        let event = Event::Warning { message };
+        self.session.apply(&event);
+        self.record(&event)
+    }
+
+    /// What there is to say on standard error since the last call.
+    pub fn notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// Reads every meter and commits. `false`: a counter failed and nothing was committed; the next
+    /// tick covers this one's time.
+    pub fn tick(&mut self, last: Last) -> anyhow::Result<bool> {
+        let start = monotonic_ns();
+        self.read();
+        let mut news = Vec::new();
+        let commit = self.judge(last, &mut news);
+        if commit {
+            self.session.sample(&self.sample);
+            self.started = true;
+        }
+        self.collect_ns.saturating_record(monotonic_ns().saturating_sub(start));
+
+        // From here on nothing is part of the tick any more.
+        news.extend(self.cpu_time.warnings());
+        for message in news {
+            self.warn(message)?;
+        }
+        if commit && self.recorder.is_some() {
+            self.record(&Event::Sample(self.sample.clone()))?;
+        }
+        Ok(commit)
+    }
+
+    fn read(&mut self) {
+        let sample = &mut self.sample;
+        self.problems.clear();
+        sample.mono_ns = self.cpu_time.read(&mut sample.cpu_ns);
+        if let Some(meter) = &mut self.energy {
+            meter.read(sample.mono_ns, &sample.cpu_ns, &mut sample.energy, &mut self.problems);
+        }
+    }
+
+    /// Whether the sample may be committed: every counter answered, or has been given up. A counter
+    /// is given up when it has failed too often, and when there is nothing to wait for.
+    fn judge(&mut self, last: Last, news: &mut Vec<String>) -> bool {
+        let waiting = self.started && last == Last::No;
+        let mut commit = true;
+        for (index, health) in self.health.iter_mut().enumerate() {
+            let name = &self.session.header().domains[index].name;
+            if self.sample.energy.get(index).is_some_and(Option::is_some) {
+                if *health == Health::Lost {
+                    news.push(format!("{name}: the energy counter can be read again"));
+                }
+                *health = Health::Good;
+                continue;
+            }
+            let failures = match *health {
+                Health::Good => 1,
+                Health::Failing(failures) => failures + 1,
+                Health::Lost => continue,
+            };
+            if waiting && failures <= PATIENCE {
+                *health = Health::Failing(failures);
+                commit = false;
+            } else {
+                *health = Health::Lost;
+                let why = self.problems.iter().find(|problem| problem.contains(name.as_str()));
+                let why = why.or(self.problems.first()).map_or("no reason given", String::as_str);
+                news.push(format!(
+                    "{name}: the energy counter cannot be read: {why}; what was counted before \
+                     stays in the report, what it counts from here on is missing"
+                ));
+            }
+        }
+        commit
+    }
+
+    /// Cgroups of the followed hierarchy since the last call: the ids made, the ids removed, and
+    /// whether some events were lost.
+    pub fn cgroup_events(&mut self) -> CgroupChanges {
+        let mut changes = CgroupChanges::default();
+        self.cpu_time.cgroup_events(|event| {
+            let ids = if event.made != 0 { &mut changes.made } else { &mut changes.removed };
+            ids.push(event.cgroup_id);
+        });
+        let lost = self.cpu_time.lost_events();
+        changes.lost = lost != self.seen_lost_events;
+        self.seen_lost_events = lost;
+        changes
+    }
+
+    /// Becomes readable when [`Collector::cgroup_events`] has news.
+    pub fn cgroup_events_fd(&self) -> anyhow::Result<OwnedFd> {
+        self.cpu_time.cgroup_events_fd().context("cannot wait for the probe's events")
+    }
+
+    /// The report of everything up to the last tick, and the end of the recording.
+    pub fn finish(&mut self) -> anyhow::Result<Report> {
+        if self.refused_workloads > 0 {
+            self.warn(format!(
+                "{} workloads found no room and are part of `other`; raise --max-workloads",
+                self.refused_workloads
+            ))?;
+        }
+        let report = self.session.report(self.own());
+        if let Some(recorder) = self.recorder.take() {
+            recorder.finish()?;
+        }
+        Ok(report)
+    }
+
+    fn own(&self) -> Own {
+        Own {
+            collect_us: quantiles_us(&self.collect_ns),
+            probe: self.cpu_time.stats(),
+            ..host::own::so_far()
+        }
+    }
+
+    fn record(&mut self, event: &Event) -> anyhow::Result<()> {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.write(event)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a tick is the last one of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Last {
+    No,
+    Yes,
+}
+
+/// What happened to cgroups.
+#[derive(Debug, Default)]
+pub struct CgroupChanges {
+    pub made: Vec<u64>,
+    pub removed: Vec<u64>,
+    pub lost: bool,
+}
+
+fn quantiles_us(ns: &Histogram<u64>) -> Quantiles {
+    let at = |quantile| (!ns.is_empty()).then(|| ns.value_at_quantile(quantile) as f64 / 1e3);
+    Quantiles { p50: at(0.5), p99: at(0.99), max: at(1.0) }
+}
+
+/// The BTF of the running kernel is the same under every sysfs; a partial tree may lack it.
+fn btf_path(roots: &Roots) -> PathBuf {
+    let given = host::kernel::btf_path(&roots.sysfs);
+    if given.exists() { given } else { host::kernel::btf_path(Path::new("/sys")) }
+}
+
+fn host(roots: &Roots, topology: &Topology) -> Host {
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    let online = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN).ok().flatten();
+    Host {
+        name: name.unwrap_or_default(),
+        kernel: host::kernel::release(&roots.procfs)
+            .or_else(|| host::kernel::release(Path::new("/proc")))
+            .unwrap_or_default(),
+        cpus: online.and_then(|count| usize::try_from(count).ok()).unwrap_or(0),
+        packages: topology.packages.len(),
+    }
+}

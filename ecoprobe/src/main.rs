@@ -20,9 +20,9 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     match &cli.command {
+        None => command::watch::watch(&cli.watch),
+        Some(Command::Run(args)) => command::run::run(args),
         Some(Command::Replay(args)) => command::replay::replay(args),
-        None | Some(Command::Run(_) | Command::Doctor(_)) => {
-            anyhow::bail!("not wired up on this branch")
-        }
+        Some(Command::Doctor(args)) => command::doctor::doctor(args),
     }
 }

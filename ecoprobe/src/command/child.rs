@@ -163,10 +163,12 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// What is ignored when ecoprobe starts stays ignored, here and in the command: listening
-    /// would undo `nohup`.
+    /// A hangup that is ignored when ecoprobe starts stays ignored, here and in the command:
+    /// listening would undo `nohup`. The others are listened to even so: shells start background
+    /// jobs with interrupts ignored, and a script that interrupts one means it.
     pub fn listen() -> io::Result<Self> {
-        let streams = FORWARDED.into_iter().filter(|signal| !is_ignored(*signal)).map(|signal| {
+        let wanted = |signal: &Signal| *signal != Signal::SIGHUP || !is_ignored(*signal);
+        let streams = FORWARDED.into_iter().filter(wanted).map(|signal| {
             let stream = unix::signal(SignalKind::from_raw(signal as i32))?;
             Ok((signal, stream))
         });

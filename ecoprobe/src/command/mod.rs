@@ -2,5 +2,8 @@
 
 pub mod child;
 pub mod doctor;
+mod measure;
 pub mod replay;
+pub mod run;
 pub mod settings;
+pub mod watch;

@@ -106,23 +106,41 @@ impl Hierarchy {
     /// root; `None` if the process is gone or lies outside of this cgroup namespace.
     pub fn cgroup_of(&self, procfs: &Path, process: impl fmt::Display) -> Option<String> {
         let text = fs::read(procfs.join(process.to_string()).join("cgroup")).ok()?;
-        self.own_line(&String::from_utf8_lossy(&text))
+        self.cgroup_in(&String::from_utf8_lossy(&text))
     }
 
-    /// Picks this hierarchy's line, `ID:CONTROLLERS:PATH`; v2's is `0::PATH`.
-    fn own_line(&self, text: &str) -> Option<String> {
-        let path = text.lines().find_map(|line| {
-            let (_, rest) = line.split_once(':')?;
+    fn cgroup_in(&self, text: &str) -> Option<String> {
+        let (_, path) = self.own_line(text)?;
+        // The kernel marks the cgroup of a process that outlived it.
+        let path = path.strip_suffix(" (deleted)").unwrap_or(path);
+        (!path.starts_with("/..")).then(|| path.to_owned())
+    }
+
+    /// The kernel's number of this hierarchy; 0 for v2.
+    pub fn id(&self, procfs: &Path) -> Option<u32> {
+        let text = fs::read(procfs.join("self/cgroup")).ok()?;
+        self.own_line(&String::from_utf8_lossy(&text))?.0.parse().ok()
+    }
+
+    /// The controller to follow where this is a v1 hierarchy.
+    pub fn v1_controller(&self) -> Option<&str> {
+        match &self.version {
+            Version::V2 => None,
+            Version::V1 { controller } => Some(controller),
+        }
+    }
+
+    /// Picks this hierarchy's line, `ID:CONTROLLERS:PATH`, of which v2's is `0::PATH`.
+    fn own_line<'a>(&self, text: &'a str) -> Option<(&'a str, &'a str)> {
+        text.lines().find_map(|line| {
+            let (id, rest) = line.split_once(':')?;
             let (controllers, path) = rest.split_once(':')?;
             let is_own = match &self.version {
                 Version::V2 => controllers.is_empty(),
                 Version::V1 { controller } => controllers.split(',').any(|one| one == controller),
             };
-            is_own.then_some(path)
-        })?;
-        // The kernel marks the cgroup of a process that outlived it.
-        let path = path.strip_suffix(" (deleted)").unwrap_or(path);
-        (!path.starts_with("/..")).then(|| path.to_owned())
+            is_own.then_some((id, path))
+        })
     }
 
     /// Lower is preferred: v2, then the v1 controllers that exist for CPU time.
@@ -436,11 +454,11 @@ mod tests {
     fn a_process_is_in_one_cgroup_of_each_hierarchy() {
         let text = "12:cpu,cpuacct:/a\n1:name=systemd:/b\n0::/c:d (deleted)\n";
         let v1 = v1(&["cpu", "cpuacct"], "/m".into(), "/".into()).unwrap();
-        assert_eq!(v1.own_line(text).as_deref(), Some("/a"));
+        assert_eq!(v1.cgroup_in(text).as_deref(), Some("/a"));
         let v2 = v2("/m".into(), "/".into());
-        assert_eq!(v2.own_line(text).as_deref(), Some("/c:d"));
-        assert_eq!(v2.own_line("0::/../x\n"), None);
-        assert_eq!(v2.own_line(""), None);
+        assert_eq!(v2.cgroup_in(text).as_deref(), Some("/c:d"));
+        assert_eq!(v2.cgroup_in("0::/../x\n"), None);
+        assert_eq!(v2.cgroup_in(""), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Loading and attaching the probe, and telling it which cgroups are selected.
 
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -193,6 +194,11 @@ impl CpuTime {
                 each(event);
             }
         }
+    }
+
+    /// Becomes readable when there are cgroup events.
+    pub fn cgroup_events_fd(&self) -> io::Result<OwnedFd> {
+        self.events.as_fd().try_clone_to_owned()
     }
 
     /// What the probe found worth saying since the last call.

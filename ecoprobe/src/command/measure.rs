@@ -1,0 +1,174 @@
+//! The loop that `watch` and `run` share: tick, show, and notice when it is over.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use nix::sys::signal::Signal;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+
+use super::child::Signals;
+use crate::cli::{Format, MeasureArgs};
+use crate::collector::{CgroupChanges, Collector, Last};
+use crate::output::Output;
+use crate::report::Report;
+use crate::sample::Workload;
+use crate::workload::hierarchy::Hierarchy;
+
+/// One run: what is read, where it is shown, and how often.
+pub(super) struct Measurement {
+    collector: Collector,
+    output: Box<dyn Output>,
+    /// The table lists warnings itself.
+    notes_in_report: bool,
+    ticker: tokio::time::Interval,
+    deadline: Option<Instant>,
+    signals: Signals,
+    cgroup_events: AsyncFd<OwnedFd>,
+}
+
+/// Why the loop woke up.
+pub(super) enum Wake {
+    Tick,
+    Deadline,
+    Signal(Signal),
+    Cgroups(CgroupChanges),
+}
+
+impl Measurement {
+    /// Must be called inside of a tokio runtime. `signals` must have been there before whatever is
+    /// measured was started.
+    pub(super) fn start(
+        args: &MeasureArgs,
+        mut collector: Collector,
+        mut output: Box<dyn Output>,
+        signals: Signals,
+    ) -> anyhow::Result<Self> {
+        output.begin(collector.session().header())?;
+        let now = Instant::now();
+        let mut ticker = interval_at(now + args.interval, args.interval);
+        // After a pause the windows go on where they would have been; the late one is longer.
+        ticker.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let notes_in_report = args.output.format == Format::Table;
+        show_notes(collector.notes(), output.as_mut(), notes_in_report)?;
+        let events = collector.cgroup_events_fd()?;
+        // SAFETY: an `OwnedFd` stays open, and the same, until it is dropped.
+        let cgroup_events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) }
+            .context("cannot wait for the probe's events")?;
+        Ok(Self {
+            collector,
+            output,
+            notes_in_report,
+            ticker,
+            deadline: args.duration.map(|duration| now + duration),
+            signals,
+            cgroup_events,
+        })
+    }
+
+    pub(super) fn collector(&mut self) -> &mut Collector {
+        &mut self.collector
+    }
+
+    /// Waits for the next thing to happen.
+    pub(super) async fn next(&mut self) -> anyhow::Result<Wake> {
+        let deadline =
+            self.deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(86_400));
+        let has_deadline = self.deadline.is_some();
+        tokio::select! {
+            biased;
+            signal = self.signals.next() => Ok(Wake::Signal(signal)),
+            () = tokio::time::sleep_until(deadline), if has_deadline => Ok(Wake::Deadline),
+            _ = self.ticker.tick() => Ok(Wake::Tick),
+            ready = self.cgroup_events.readable() => {
+                ready.context("cannot wait for the probe's events")?.clear_ready();
+                Ok(Wake::Cgroups(self.collector.cgroup_events()))
+            }
+        }
+    }
+
+    /// A sample, and its window on the output.
+    pub(super) fn tick(&mut self) -> anyhow::Result<()> {
+        let committed = self.collector.tick(Last::No)?;
+        self.show(committed)
+    }
+
+    /// The last sample, and its window.
+    pub(super) fn last_tick(&mut self) -> anyhow::Result<()> {
+        let committed = self.collector.tick(Last::Yes)?;
+        self.show(committed)
+    }
+
+    /// The report of everything up to the last tick.
+    pub(super) fn finish(mut self, more_warnings: Vec<String>) -> anyhow::Result<Report> {
+        for warning in more_warnings {
+            self.collector.warn(warning)?;
+        }
+        let report = self.collector.finish()?;
+        show_notes(self.collector.notes(), self.output.as_mut(), self.notes_in_report)?;
+        self.output.finish(&report)?;
+        Ok(report)
+    }
+
+    fn show(&mut self, committed: bool) -> anyhow::Result<()> {
+        show_notes(self.collector.notes(), self.output.as_mut(), self.notes_in_report)?;
+        if committed && let Some(window) = self.collector.session().window() {
+            self.output.window(&window)?;
+        }
+        Ok(())
+    }
+}
+
+fn show_notes(notes: Vec<String>, output: &mut dyn Output, in_report: bool) -> anyhow::Result<()> {
+    for note in notes.iter().filter(|_| !in_report) {
+        output.note(note)?;
+    }
+    Ok(())
+}
+
+/// The watched cgroups that still exist, by id.
+#[derive(Debug)]
+pub(super) struct Alive(HashMap<u64, PathBuf>);
+
+impl Alive {
+    pub(super) fn new(hierarchy: &Hierarchy, workloads: &[Workload]) -> Self {
+        let mut alive = Self(HashMap::new());
+        for workload in workloads {
+            alive.insert(hierarchy, workload);
+        }
+        alive
+    }
+
+    pub(super) fn insert(&mut self, hierarchy: &Hierarchy, workload: &Workload) {
+        let relative = hierarchy.relative(&workload.cgroup).unwrap_or_default();
+        self.0.insert(workload.cgroup_id, hierarchy.mount.join(relative));
+    }
+
+    pub(super) fn remove(&mut self, ids: &[u64]) {
+        for id in ids {
+            self.0.remove(id);
+        }
+    }
+
+    /// Looks for itself, where events may have been missed.
+    pub(super) fn sweep(&mut self) {
+        self.0.retain(|id, path| std::fs::metadata(path).is_ok_and(|found| found.ino() == *id));
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// One thread does it all: a tick is microseconds.
+pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")
+}
