@@ -2,8 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "sim/cgroup.rs"]
-mod cgroup;
+mod sim;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -279,7 +278,7 @@ fn ten_thousand_cgroups_are_no_trouble() {
 /// On this machine's own cgroups.
 mod real {
     use super::*;
-    use crate::cgroup::TestCgroup;
+    use crate::sim::cgroup::TestCgroup;
 
     fn host() -> Roots {
         Roots { procfs: "/proc".into(), cgroupfs: None, pod_logs: "/nonexistent".into() }

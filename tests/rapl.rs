@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use ecoprobe::cli::{CpuEnergyChoice, Roots};
 use ecoprobe::error::Error;
-use ecoprobe::host::kernel::CgroupMounts;
 use ecoprobe::host::topology::Topology;
 use ecoprobe::meter::rapl::Unavailable;
 use ecoprobe::meter::rapl::powercap::PowercapMeter;
 use ecoprobe::meter::{CpuEnergy, EnergyMeter, monotonic_ns, open_cpu_energy};
 use ecoprobe::report::{CpuEnergyKind, StaticPowerKind};
 use ecoprobe::sample::{Component, Domain};
+use sim::cgroup::TestCgroup;
 use sim::{Feed, Feeder, Layout, Machine, Power, Sysfs};
 
 fn open(sysfs: &Sysfs) -> (PowercapMeter, Vec<String>) {
@@ -404,36 +404,18 @@ fn sources_are_chosen_by_what_the_machine_has() {
     assert_eq!(estimate.source.kind, CpuEnergyKind::Estimate);
 }
 
-/// A cgroup of its own, gone with the value.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn new(name: &str) -> Self {
-        let mounts = CgroupMounts::read("/proc".as_ref());
-        let path = mounts.v2.or(mounts.v1).unwrap().join(name);
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir(&self.0);
-    }
-}
-
 #[test]
+#[ignore = "needs root: it makes cgroups"]
 fn a_load_draws_by_the_cpu_time_of_its_cgroup() {
-    let name = |job| format!("ecoprobe-test-{}-{job}", std::process::id());
-    let (busy, idle) = (Cgroup::new(&name("busy")), Cgroup::new(&name("idle")));
+    let (busy, idle) = (TestCgroup::v2("busy"), TestCgroup::v2("idle"));
     let sysfs = Machine::new(1).build();
-    let jobs = vec![busy.0.clone(), idle.0.clone()];
+    let jobs = vec![busy.path().to_owned(), idle.path().to_owned()];
     let power = Power::load(20.0, 15.0, None, jobs);
     let zone = sysfs.zone("package-0");
     let feeder = Feeder::start(Duration::from_millis(5), vec![Feed { zone, start_uj: 0, power }]);
     let enter =
         "echo $$ > \"$0/cgroup.procs\" && i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done";
-    let status = Command::new("sh").args(["-c", enter]).arg(&busy.0).status().unwrap();
+    let status = Command::new("sh").args(["-c", enter]).arg(busy.path()).status().unwrap();
     assert!(status.success());
     let truth = &feeder.truth()[0];
     let (mut meter, _) = open(&sysfs);

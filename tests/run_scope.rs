@@ -3,10 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "sim/cgroup.rs"]
-mod cgroup;
-#[path = "sim/load.rs"]
-mod load;
+mod sim;
 
 use std::ffi::OsString;
 use std::fs;
@@ -23,8 +20,8 @@ use ecoprobe::workload::scope::{Scope, clean_up_stale};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::cgroup::TestCgroup;
-use crate::load::{Load, Shape};
+use crate::sim::cgroup::TestCgroup;
+use crate::sim::load::{Load, Shape};
 
 fn host() -> Roots {
     Roots { procfs: "/proc".into(), cgroupfs: None, pod_logs: "/nonexistent".into() }

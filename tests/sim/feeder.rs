@@ -29,6 +29,17 @@ impl Truth {
         self.static_j + self.dynamic_j
     }
 
+    /// What was drawn after `earlier`.
+    pub fn since(&self, earlier: &Self) -> Self {
+        let jobs = self.jobs_j.iter().zip(&earlier.jobs_j);
+        Self {
+            mono_ns: self.mono_ns - earlier.mono_ns,
+            static_j: self.static_j - earlier.static_j,
+            dynamic_j: self.dynamic_j - earlier.dynamic_j,
+            jobs_j: jobs.map(|(now, then)| now - then).collect(),
+        }
+    }
+
     fn between(&self, later: &Self, mono_ns: u64) -> Self {
         let span = later.mono_ns.saturating_sub(self.mono_ns).max(1);
         let part = mono_ns.saturating_sub(self.mono_ns) as f64 / span as f64;
@@ -67,16 +78,11 @@ impl Power {
     pub fn load(
         static_watts: f64,
         joules_per_cpu_second: f64,
-        machine: Option<PathBuf>,
+        machine: Option<CpuClock>,
         jobs: Vec<PathBuf>,
     ) -> Self {
-        let clock = |cgroup: PathBuf| CpuClock::new(&cgroup);
-        Self::Load {
-            static_watts,
-            joules_per_cpu_second,
-            machine: machine.map(clock),
-            jobs: jobs.into_iter().map(clock).collect(),
-        }
+        let jobs = jobs.iter().map(|cgroup| CpuClock::new(cgroup)).collect();
+        Self::Load { static_watts, joules_per_cpu_second, machine, jobs }
     }
 
     fn truth(&mut self, start_ns: u64) -> Truth {
@@ -110,6 +116,8 @@ impl std::fmt::Debug for Power {
 #[derive(Debug)]
 pub struct CpuClock {
     file: PathBuf,
+    /// Which of the figures in the file, on v1.
+    column: usize,
     start: f64,
     last: f64,
 }
@@ -117,8 +125,16 @@ pub struct CpuClock {
 impl CpuClock {
     pub fn new(cgroup: &Path) -> Self {
         let v1 = cgroup.join("cpuacct.usage");
-        let file = if v1.exists() { v1 } else { cgroup.join("cpu.stat") };
-        let mut clock = Self { file, start: 0.0, last: 0.0 };
+        Self::of(if v1.exists() { v1 } else { cgroup.join("cpu.stat") }, 0)
+    }
+
+    /// On one CPU alone, which only v1's `cpuacct` tells.
+    pub fn on_cpu(cgroup: &Path, cpu: usize) -> Self {
+        Self::of(cgroup.join("cpuacct.usage_percpu"), cpu)
+    }
+
+    fn of(file: PathBuf, column: usize) -> Self {
+        let mut clock = Self { file, column, start: 0.0, last: 0.0 };
         clock.start = clock.seconds();
         clock
     }
@@ -128,7 +144,10 @@ impl CpuClock {
             let usec = text.lines().find_map(|line| line.strip_prefix("usage_usec "));
             let seconds = match usec {
                 Some(usec) => usec.parse::<f64>().unwrap() * 1e-6,
-                None => text.trim().parse::<f64>().unwrap() * 1e-9,
+                None => {
+                    let column = text.split_whitespace().nth(self.column).unwrap();
+                    column.parse::<f64>().unwrap() * 1e-9
+                }
             };
             self.last = seconds - self.start;
         }
