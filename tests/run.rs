@@ -1,1 +1,239 @@
-//! (to come)
+//! `ecoprobe run` from outside: the command behaves as if ecoprobe were not there, and nothing is
+//! left of it afterwards, not even when ecoprobe is killed.
+
+#![allow(clippy::unwrap_used)]
+
+mod sim;
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sim::cgroup::{TestCgroup, v2_mount};
+use sim::cli::{Ended, Report, Running, assert_closed, ecoprobe, until};
+
+/// `run` with a report on `file`, so that standard output is the command's alone.
+fn start(file: &Path, command: &[impl AsRef<OsStr>]) -> Running {
+    let mut run = ecoprobe(["run", "--cpu-energy=estimate", "--format=json", "--interval=100ms"]);
+    run.arg("--output").arg(file).arg("--").args(command);
+    Running::spawn(run)
+}
+
+fn shell(script: &str) -> [&str; 3] {
+    ["sh", "-c", script]
+}
+
+/// Runs it to its end; what it printed, and its report.
+#[track_caller]
+fn run(command: &[impl AsRef<OsStr>], code: i32) -> (Ended, Report) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let running = start(file.path(), command);
+    let cgroup = cgroup_of(running.pid());
+    let ended = running.wait().exited(code);
+    assert!(!cgroup.exists(), "{}", cgroup.display());
+    let report = Report(serde_json::from_slice(&fs::read(file.path()).unwrap()).unwrap());
+    assert_closed(&report.0);
+    (ended, report)
+}
+
+/// The cgroup that the ecoprobe with that pid makes: below its own.
+fn cgroup_of(pid: u32) -> PathBuf {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
+    v2_mount().join(own).join(format!("ecoprobe-run-{pid}"))
+}
+
+fn processes_in(cgroup: &Path) -> Vec<i32> {
+    let processes = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    processes.lines().map(|line| line.parse().unwrap()).collect()
+}
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn cpu_time_is_all_of_the_commands() {
+    // Its cgroup's own account just before its end; children that come and go included.
+    let script = "timeout 1.5 sh -c 'while :; do :; done'; \
+                  for i in 1 2 3 4 5 6 7 8 9 10; do (:); done; \
+                  cat $0/$(sed -n 's|^0::/||p' /proc/self/cgroup)/cpu.stat";
+    let mount = v2_mount();
+    let command = ["sh", "-c", script, mount.to_str().unwrap()];
+    let (ended, report) = run(&command, 0);
+    let usage = ended.stdout.lines().find_map(|line| line.strip_prefix("usage_usec ")).unwrap();
+    let kernel = usage.parse::<f64>().unwrap() * 1e-6;
+    let found = report.cpu_seconds("sh");
+    assert!(kernel > 0.1, "{kernel}");
+    // The end of `cat` and of the shell came after; the kernel may not have counted the last tick.
+    assert!((kernel * 0.995..kernel * 1.005 + 0.01).contains(&found), "{found} {kernel}");
+    assert_eq!(report.workload("sh")["kind"], "run");
+}
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn it_exits_as_the_command_does() {
+    let (ended, report) = run(&shell("echo out; echo err >&2; exit 7"), 7);
+    assert_eq!(ended.stdout, "out\n");
+    assert!(ended.stderr.lines().any(|line| line == "err"), "{}", ended.stderr);
+    assert!(report.cpu_seconds("sh") > 0.0);
+    run(&["true"], 0);
+    run(&shell("kill -9 $$"), 128 + 9);
+    run(&shell("kill -SEGV $$"), 128 + 11);
+    // Options after the command are the command's.
+    let (ended, _) = run(&["echo", "--interval", "0", "--", "x"], 0);
+    assert_eq!(ended.stdout, "--interval 0 -- x\n");
+}
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn a_command_that_cannot_be_executed_is_told_as_by_a_shell() {
+    let files = tempfile::tempdir().unwrap();
+    let plain = files.path().join("plain");
+    fs::write(&plain, "text").unwrap();
+    let script = files.path().join("script");
+    fs::write(&script, "#!/nonexistent/interpreter\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let cases = [
+        ("no-such-command".into(), 127, "was not found"),
+        ("/no/such/command".into(), 127, "was not found"),
+        (plain.to_str().unwrap().to_owned(), 126, "cannot be executed"),
+        (files.path().to_str().unwrap().to_owned(), 126, "cannot be executed"),
+        (script.to_str().unwrap().to_owned(), 126, "interpreter"),
+    ];
+    for (command, code, why) in cases {
+        let running = Running::start(["run", "--cpu-energy=none", "--", &command]);
+        let cgroup = cgroup_of(running.pid());
+        let ended = running.wait().exited(code);
+        assert_eq!(ended.stdout, "");
+        let sentence = ended.stderr.lines().last().unwrap();
+        assert!(sentence.contains(why) && sentence.contains(&command), "{sentence}");
+        assert!(!cgroup.exists());
+    }
+}
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn signals_are_the_commands_to_handle() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let script = "trap 'echo USR1' USR1; trap 'echo TERM; exit 9' TERM; echo ready; \
+                  while :; do sleep 0.01; done";
+    let mut running = start(file.path(), &shell(script));
+    running.wait_for_lines(1);
+    running.signal(Signal::SIGUSR1);
+    running.wait_for_lines(2);
+    running.signal(Signal::SIGTERM);
+    let ended = running.wait().exited(9);
+    assert_eq!(ended.stdout, "ready\nUSR1\nTERM\n");
+    let report: serde_json::Value =
+        serde_json::from_slice(&fs::read(file.path()).unwrap()).unwrap();
+    assert_eq!(report["workloads"][0]["name"], "sh");
+
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let mut running = start(file.path(), &shell("echo ready; exec sleep 60"));
+        running.wait_for_lines(1);
+        running.signal(signal);
+        running.wait().exited(128 + signal as i32);
+    }
+}
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn a_duration_ends_the_command_too() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut command = ecoprobe(["run", "--cpu-energy=none", "--format=json", "--output"]);
+    command.arg(file.path()).args(["--duration=300ms", "--", "sleep", "60"]);
+    Running::spawn(command).wait().exited(128 + 15);
+    let report: serde_json::Value =
+        serde_json::from_slice(&fs::read(file.path()).unwrap()).unwrap();
+    let seconds = report["window"]["seconds"].as_f64().unwrap();
+    assert!((0.29..2.0).contains(&seconds), "{seconds}");
+}
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn what_the_command_leaves_running_is_said_and_lives_on() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let running = start(file.path(), &shell("sleep 60 >/dev/null 2>&1 & exit 3"));
+    let cgroup = cgroup_of(running.pid());
+    let ended = running.wait().exited(3);
+    let left = processes_in(&cgroup);
+    assert_eq!(left.len(), 1, "{left:?}");
+    let report = Report(serde_json::from_slice(&fs::read(file.path()).unwrap()).unwrap());
+    for said in [&ended.stderr, &report.warnings()] {
+        assert!(said.contains("still run in it") && said.contains("ecoprobe-run-"), "{said}");
+    }
+    // Nobody may be killed for having been measured; with its end the next start cleans up.
+    run(&["true"], 0);
+    assert!(cgroup.exists());
+    kill(Pid::from_raw(left[0]), Signal::SIGKILL).unwrap();
+    until("its end", || processes_in(&cgroup).is_empty());
+    run(&["true"], 0);
+    assert!(!cgroup.exists());
+}
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn a_kill_leaves_nothing_that_the_next_start_does_not_clean_up() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut running = start(file.path(), &shell("echo ready; exec sleep 60"));
+    running.wait_for_lines(1);
+    let cgroup = cgroup_of(running.pid());
+    let [command] = processes_in(&cgroup)[..] else { panic!("one process") };
+    let (programs, maps) = held_by(running.pid());
+    assert!(programs.len() >= 4 && maps.len() >= 4, "{programs:?} {maps:?}");
+    assert!(programs.is_subset(&loaded_programs()) && maps.is_subset(&loaded_maps()));
+
+    running.signal(Signal::SIGKILL);
+    drop(running);
+    until("the kernel to let go of the probe", || {
+        programs.is_disjoint(&loaded_programs()) && maps.is_disjoint(&loaded_maps())
+    });
+    // What was measured lives on, as it would without ecoprobe; so its cgroup has to stay.
+    assert_eq!(processes_in(&cgroup), [command]);
+    kill(Pid::from_raw(command), Signal::SIGKILL).unwrap();
+    until("its end", || processes_in(&cgroup).is_empty());
+    assert!(cgroup.exists());
+
+    // Watching cleans up as well as running does.
+    let watched = TestCgroup::v2("next");
+    let mut next = Running::start([
+        "--cgroup",
+        &watched.cgroup(),
+        "--cpu-energy=none",
+        "--interval=50ms",
+        "--format=jsonl",
+    ]);
+    next.wait_for_lines(1);
+    assert!(!cgroup.exists());
+    next.signal(Signal::SIGKILL);
+    drop(next);
+    thread::sleep(Duration::from_millis(10));
+}
+
+/// Ids of the BPF programs and maps that a process holds by file descriptor, links included.
+fn held_by(pid: u32) -> (BTreeSet<u32>, BTreeSet<u32>) {
+    let (mut programs, mut maps) = (BTreeSet::new(), BTreeSet::new());
+    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap() {
+        let info = fs::read_to_string(entry.unwrap().path()).unwrap_or_default();
+        let id = |key| {
+            let value = info.lines().find_map(|line| line.strip_prefix(key))?;
+            value.trim().parse::<u32>().ok()
+        };
+        programs.extend(id("prog_id:"));
+        maps.extend(id("map_id:"));
+    }
+    (programs, maps)
+}
+
+fn loaded_programs() -> BTreeSet<u32> {
+    // One may go between its listing and its description.
+    aya::programs::loaded_programs().flatten().map(|program| program.id()).collect()
+}
+
+fn loaded_maps() -> BTreeSet<u32> {
+    aya::maps::loaded_maps().flatten().map(|map| map.id()).collect()
+}

@@ -21,6 +21,10 @@ pub(crate) fn v2_mount() -> PathBuf {
     mount("cgroup2", None).expect("cgroup2 is not mounted")
 }
 
+pub(crate) fn has_v2() -> bool {
+    mount("cgroup2", None).is_some()
+}
+
 /// Where the v1 hierarchy of `controller` is mounted, on hosts that have it.
 pub(crate) fn v1_mount(controller: &str) -> Option<PathBuf> {
     mount("cgroup", Some(controller))
