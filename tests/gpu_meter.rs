@@ -36,15 +36,20 @@ fn simulator() -> PathBuf {
 impl Machine {
     fn new(mut scenario: Scenario) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let start_ns = monotonic_ns();
-        scenario.start_ns = Some(start_ns);
         for (index, device) in scenario.devices.iter_mut().enumerate() {
             device.uuid = uuid(index);
         }
-        let text = serde_json::to_string(&scenario).unwrap();
-        std::fs::write(directory.path().join("scenario.json"), text).unwrap();
         std::fs::copy(simulator(), directory.path().join("libnvidia-ml.so.1")).unwrap();
-        Self { directory, scenario, start_ns }
+        Self { directory, scenario, start_ns: 0 }.started()
+    }
+
+    /// Lets the machine's time begin now.
+    fn started(mut self) -> Self {
+        self.start_ns = monotonic_ns();
+        self.scenario.start_ns = Some(self.start_ns);
+        let text = serde_json::to_string(&self.scenario).unwrap();
+        std::fs::write(self.directory.path().join("scenario.json"), text).unwrap();
+        self
     }
 
     fn of(devices: Vec<Device>) -> Self {
@@ -73,7 +78,7 @@ impl Machine {
             }
         }
         std::fs::write(self.library(), bytes).unwrap();
-        self
+        self.started()
     }
 
     fn options(&self) -> GpuOptions {
@@ -297,8 +302,8 @@ fn a_driver_that_gives_means_is_understood_too() {
     let device = Device { utilisation: Utilisation::Query, ..fleeting() };
     let machine = Machine::of(vec![device]);
     let run = machine.run(1.8);
-    // Within a window only the mean is known, while power changes.
-    run.check(0, &machine, 0.05);
+    // Within a window only the mean is known, in whole percent, while power changes.
+    run.check(0, &machine, 0.1);
 }
 
 #[test]
@@ -401,7 +406,8 @@ fn power_samples_stand_in_for_a_counter() {
     let machine = Machine::of(vec![Device { refresh_ms: None, ..fleeting() }]);
     let run = machine.run(1.8);
     assert_eq!(run.source.devices[0].method, GpuReadMethod::Power);
-    run.check(0, &machine, 0.03);
+    // Where power jumps, the straight line between two samples is off by half their distance.
+    run.check(0, &machine, 0.05);
 }
 
 #[test]

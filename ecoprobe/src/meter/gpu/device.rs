@@ -263,6 +263,10 @@ impl Device {
             .ask(Question::Utilisation, context, |driver| driver.process_samples(handle, since))
             .unwrap_or_default();
         let clock = Clock::now();
+        if samples.is_empty() {
+            // Not up to now: the driver may be late with its samples.
+            self.state.sampling.since_us = since.max(clock.real_us(polled.0));
+        }
         let before = &self.state.owners;
         // Of a process that is not on the device any more, what was seen then is better than who
         // has its pid now.
@@ -521,6 +525,10 @@ impl Clock {
         let now_ns = monotonic_ns();
         let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Self { now_ns, real_ns: since_epoch.map_or(0, |time| time.as_nanos() as u64) }
+    }
+
+    fn real_us(self, mono_ns: u64) -> u64 {
+        self.real_ns.saturating_sub(self.now_ns.saturating_sub(mono_ns)) / 1000
     }
 
     fn mono_ns(self, real_us: u64) -> u64 {

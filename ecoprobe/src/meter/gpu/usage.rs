@@ -65,7 +65,8 @@ impl<K: Copy + Ord> Timeline<K> {
 pub(super) struct Sampling {
     /// Time between two samples, nanoseconds; `None` while answers were one a query.
     period_ns: Option<u64>,
-    /// Newest time stamp seen, in the driver's own clock: where the next query begins.
+    /// Where the next query begins, in the driver's own clock: the newest time stamp seen, or the
+    /// query before one that came back empty.
     pub(super) since_us: u64,
 }
 
@@ -102,13 +103,23 @@ impl Sampling {
         {
             self.period_ns = Some(self.period_ns.map_or(gap, |known| known.min(gap)));
         }
-        let width = self.period_ns.unwrap_or(polled.1.saturating_sub(polled.0));
+        let since = mono_ns(self.since_us);
         for (pid, times) in by_pid {
             let owner = owner(pid);
             for (us, sm) in times {
                 self.since_us = self.since_us.max(us);
                 let to = mono_ns(us).min(polled.1);
-                timeline.add(owner, to.saturating_sub(width), to, f64::from(sm) / 100.0);
+                let rate = f64::from(sm) / 100.0;
+                match self.period_ns {
+                    Some(period) => timeline.add(owner, to.saturating_sub(period), to, rate),
+                    // A mean over all that the query asked for. If that reaches back beyond the
+                    // query before, nobody ran until then.
+                    None if since < polled.0 && polled.0 < to && since > 0 => {
+                        let stretch = (to - since) as f64 / (to - polled.0) as f64;
+                        timeline.add(owner, polled.0, to, rate * stretch);
+                    }
+                    None => timeline.add(owner, polled.0.max(since), to, rate),
+                }
             }
         }
     }
