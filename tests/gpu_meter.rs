@@ -3,6 +3,8 @@
 //! Each test has a machine of its own: a copy of the library beside its scenario. Intervals are
 //! shortened so that a second shows what a minute would.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
@@ -363,6 +365,24 @@ fn slices_decide_under_mig() {
     near("4:2", books.by_slot[&2], 2.0 * books.by_slot[&3], 1e-9);
     run.check(0, &machine, 0.01);
     assert!(run.warnings.is_empty(), "{:?}", run.warnings);
+}
+
+#[test]
+fn utilisation_of_instances_decides_where_it_is_known() {
+    let on = |pid, instance, sm| Process { instance, ..always(pid, sm) };
+    let leaving = Process { to_s: 0.75, ..on(4, 2, 10.0) };
+    let machine = Machine::of(vec![Device {
+        mig: vec![4, 2, 1],
+        gpm: true,
+        processes: vec![on(2, 0, 10.0), on(3, 1, 25.0), leaving],
+        ..Device::default()
+    }]);
+    let run = machine.run(1.4);
+    assert!(run.of(0)[1..].iter().all(|window| window.method == GpuMethod::Mig));
+    run.check(0, &machine, 0.15);
+    let (from_s, to_s) = run.span(0);
+    let truth = machine.scenario.devices[0].dynamic_joules(3, from_s, to_s);
+    near("slot 3", run.books(0, 50.0).by_slot[&3], truth, 0.05);
 }
 
 #[test]

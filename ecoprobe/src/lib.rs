@@ -4,6 +4,8 @@
 //! [`sample::Sample`], `session` and the pure `energy` turn samples into a ledger, `output` shows
 //! it. Nothing on the left knows anything on its right.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod carbon;
 pub mod cli;
 pub mod collector;

@@ -229,6 +229,7 @@ macro_rules! exports {
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name($($argument: $type),*) -> nvmlReturn_t {
             // SAFETY: only the pointers given are touched, in the way that the header allows.
+            #[allow(clippy::redundant_closure_call, reason = "it is where `?` returns to")]
             code(unsafe { (|| -> Result<(), nvmlReturn_t> { $body })() })
         }
     )*};
@@ -424,6 +425,50 @@ exports! {
             memorySizeMB: u64::from(slices) * 9728,
         })
     }
+
+    nvmlDeviceGetGpuInstanceId(device: nvmlDevice_t, id: *mut c_uint) {
+        let (_, _, target) = Call::on("nvmlDeviceGetGpuInstanceId", device)?;
+        put(id, target.instance.ok_or(NOT_SUPPORTED)? as c_uint)
+    }
+
+    nvmlGpmSampleAlloc(sample: *mut nvmlGpmSample_t) {
+        put(sample, Box::into_raw(Box::<GpmSample>::default()).cast())
+    }
+
+    nvmlGpmSampleFree(sample: nvmlGpmSample_t) {
+        drop(Box::from_raw(sample.cast::<GpmSample>()));
+        Ok(())
+    }
+
+    nvmlGpmMigSampleGet(device: nvmlDevice_t, instance: c_uint, sample: nvmlGpmSample_t) {
+        let (call, device, target) = Call::on("nvmlGpmMigSampleGet", device)?;
+        if !device.gpm {
+            return Err(NOT_SUPPORTED);
+        }
+        let instance = instance as usize;
+        put(sample.cast(), GpmSample { device: target.device, instance, s: call.s })
+    }
+
+    nvmlGpmMetricsGet(get: *mut nvmlGpmMetricsGet_t) {
+        let get = &mut *get;
+        let (from, to) = (&*get.sample1.cast::<GpmSample>(), &*get.sample2.cast::<GpmSample>());
+        let call = Call::begin("nvmlGpmMetricsGet", Some(from.device))?;
+        let device = &call.world.scenario.devices[from.device];
+        for metric in &mut get.metrics[..get.numMetrics as usize] {
+            let known = metric.metricId == nvmlGpmMetricId_t_NVML_GPM_METRIC_SM_UTIL;
+            metric.nvmlReturn = if known { SUCCESS } else { NOT_SUPPORTED };
+            metric.value = device.instance_sm(from.instance, from.s, to.s);
+        }
+        Ok(())
+    }
+}
+
+/// What a `nvmlGpmSample_t` points at.
+#[derive(Default)]
+struct GpmSample {
+    device: usize,
+    instance: usize,
+    s: f64,
 }
 
 fn processes(device: &Device, target: Target, s: f64, graphics: bool) -> Vec<nvmlProcessInfo_t> {

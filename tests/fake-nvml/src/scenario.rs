@@ -41,6 +41,8 @@ pub struct Device {
     pub sample_ms: f64,
     /// Slices of each MIG instance; none: MIG is off.
     pub mig: Vec<u32>,
+    /// Performance counters by MIG instance, as on Hopper and later.
+    pub gpm: bool,
     pub processes: Vec<Process>,
 }
 
@@ -71,6 +73,7 @@ impl Default for Device {
             utilisation: Utilisation::Samples,
             sample_ms: 20.0,
             mig: Vec::new(),
+            gpm: false,
             processes: Vec::new(),
         }
     }
@@ -193,6 +196,14 @@ impl Device {
     /// Mean SM utilisation of a process, percent.
     pub(crate) fn sm_of(&self, process: &Process, from_s: f64, to_s: f64) -> f64 {
         process.sm * process.overlap(from_s, to_s) / (to_s - from_s)
+    }
+
+    /// Mean SM utilisation of a MIG instance, percent of the instance.
+    pub(crate) fn instance_sm(&self, instance: usize, from_s: f64, to_s: f64) -> f64 {
+        let on_it = self.processes.iter().filter(|process| process.instance == instance);
+        let sm: f64 = on_it.map(|process| self.sm_of(process, from_s, to_s)).sum();
+        let slices = self.mig.get(instance).copied().unwrap_or(0);
+        sm * f64::from(self.mig.iter().sum::<u32>()) / f64::from(slices)
     }
 
     /// Share of the time that any process computes, percent; one with less than 100 % SM counts as

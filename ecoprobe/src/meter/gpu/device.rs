@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::clock::Clock;
 use super::curve::{Curve, Step};
-use super::nvml::{Driver, Fault, Handle, Process, ProcessKind, Remedy, SampleKind};
+use super::fault::{Fault, Remedy};
+use super::nvml::{Driver, Handle, Process, ProcessKind, SampleKind, Snapshot};
 use super::owner::PidOwner;
 use super::poller::{Context, LOOK_AT_MOST};
 use super::usage::{Census, Owner, Sampling, Timeline, shares};
@@ -31,6 +33,7 @@ enum Question {
     Mps,
     Utilisation,
     Mig,
+    InstanceUse,
     BusySamples,
     BusyNow,
 }
@@ -69,10 +72,20 @@ struct State {
     census: Census,
     /// Whose the processes of the last census were.
     owners: BTreeMap<u32, Owner>,
+    /// The MIG instances at the last poll, by their order.
+    instances: Vec<Instance>,
     sampling: Sampling,
     ran: Timeline<Owner>,
     busy_since_us: u64,
     busy: Timeline<Busy>,
+}
+
+/// A MIG instance at one poll.
+#[derive(Debug, Default)]
+struct Instance {
+    snapshot: Option<Snapshot>,
+    /// Who is on it, and their shares of it.
+    tenants: Vec<(Owner, f64)>,
 }
 
 impl State {
@@ -255,7 +268,7 @@ impl Device {
         }
         let mut owners = BTreeMap::new();
         let census = match mig {
-            Some(true) => self.mig_census(context, &mut owners),
+            Some(true) => self.mig_census(context, polled, &mut owners),
             _ => self.plain_census(context, &mut owners),
         };
         let since = self.state.sampling.since_us;
@@ -314,24 +327,28 @@ impl Device {
     }
 
     /// Under MIG the processes are those of the instances, and each instance is worth its slices,
-    /// shared by memory among who is on it.
+    /// shared by memory among who is on it; slices in use, where the driver gives utilisation.
     fn mig_census<O: PidOwner>(
         &mut self,
         context: &mut Context<O>,
+        polled: (u64, u64),
         owners: &mut BTreeMap<u32, Owner>,
     ) -> Census {
         let mut census = Census { mig: true, ..Census::default() };
-        let instances = match context.driver.mig_instances(self.handle) {
-            Ok(instances) => instances,
+        let handles = match context.driver.mig_instances(self.handle) {
+            Ok(handles) => handles,
             Err(fault) => {
                 self.tell(context, "its MIG instances", &fault);
                 return census;
             }
         };
         census.known = true;
-        for instance in instances {
-            let slices = context.driver.slices(instance);
-            let list = context.driver.processes(instance, ProcessKind::Compute);
+        let mut before = std::mem::take(&mut self.state.instances).into_iter();
+        let mut instances = Vec::new();
+        let mut used = Vec::new();
+        for handle in handles {
+            let slices = context.driver.slices(handle);
+            let list = context.driver.processes(handle, ProcessKind::Compute);
             let (slices, list) = match (slices, list) {
                 (Ok(slices), Ok(list)) => (f64::from(slices), list),
                 (Err(fault), _) | (_, Err(fault)) => {
@@ -340,18 +357,41 @@ impl Device {
                     continue;
                 }
             };
+            let mut tenants = Vec::new();
             let bytes: u64 = list.iter().filter_map(|process| process.bytes).sum();
             for process in &list {
                 let share = match process.bytes {
-                    Some(own) if bytes > 0 => own as f64 / bytes as f64,
-                    _ if bytes > 0 => 0.0,
-                    _ => 1.0 / list.len() as f64,
+                    _ if bytes == 0 => 1.0 / list.len() as f64,
+                    own => own.unwrap_or(0) as f64 / bytes as f64,
                 };
                 let owner = context.owner.slot_of(process.pid);
                 owners.insert(process.pid, owner);
+                tenants.push((owner, share));
                 let holding = census.holders.entry(owner).or_default();
                 holding.bytes = holding.bytes.saturating_add(process.bytes.unwrap_or(0));
                 holding.slices += slices * share;
+            }
+            let device = self.handle;
+            let snapshot =
+                self.ask(Question::InstanceUse, context, |driver| driver.snapshot(device, handle));
+            let before = before.next().unwrap_or_default();
+            let busy = match (&before.snapshot, &snapshot) {
+                (Some(from), Some(to)) => {
+                    self.ask(Question::InstanceUse, context, |driver| driver.busy_between(from, to))
+                }
+                _ => None,
+            };
+            let users = if tenants.is_empty() { before.tenants } else { tenants.clone() };
+            used.push(busy.map(|busy| (slices * busy, users)));
+            instances.push(Instance { snapshot, tenants });
+        }
+        self.state.instances = instances;
+        // All or none: an instance of unknown utilisation cannot be weighed against a known one.
+        if let Some(used) = used.into_iter().collect::<Option<Vec<_>>>() {
+            for (slices, users) in used {
+                for (owner, share) in users {
+                    self.state.ran.add(owner, polled.0, polled.1, slices * share);
+                }
             }
         }
         census
@@ -500,7 +540,7 @@ impl Question {
         match self {
             Self::InstantPower => "its power",
             Self::Processes | Self::Graphics | Self::Mps => "who is on it",
-            Self::Utilisation => "who computes on it",
+            Self::Utilisation | Self::InstanceUse => "who computes on it",
             Self::Mig => "whether it is partitioned",
             Self::BusySamples | Self::BusyNow => "how busy it is",
         }
@@ -510,33 +550,4 @@ impl Question {
 /// Power now, milliwatts: of the moment where the driver gives that, else its average.
 fn power(driver: &Driver, device: Handle) -> Result<(u64, f64), Fault> {
     driver.instant_power(device).or_else(|_| driver.average_power(device))
-}
-
-/// The driver stamps its samples with the wall clock; everything here is monotonic. The two are
-/// compared anew for every answer, so that a clock that was set does not matter for long.
-#[derive(Debug, Clone, Copy)]
-struct Clock {
-    now_ns: u64,
-    real_ns: u64,
-}
-
-impl Clock {
-    fn now() -> Self {
-        let now_ns = monotonic_ns();
-        let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        Self { now_ns, real_ns: since_epoch.map_or(0, |time| time.as_nanos() as u64) }
-    }
-
-    fn real_us(self, mono_ns: u64) -> u64 {
-        self.real_ns.saturating_sub(self.now_ns.saturating_sub(mono_ns)) / 1000
-    }
-
-    fn mono_ns(self, real_us: u64) -> u64 {
-        let real_ns = real_us.saturating_mul(1000);
-        if real_ns >= self.real_ns {
-            self.now_ns.saturating_add(real_ns - self.real_ns)
-        } else {
-            self.now_ns.saturating_sub(self.real_ns - real_ns)
-        }
-    }
 }

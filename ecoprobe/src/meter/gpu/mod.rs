@@ -6,8 +6,10 @@
 //!
 //! [`GpuWindow`]: crate::sample::GpuWindow
 
+mod clock;
 mod curve;
 mod device;
+mod fault;
 mod latency;
 mod nvml;
 mod owner;
@@ -19,8 +21,8 @@ use std::sync::PoisonError;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
+use self::fault::OpenError;
 use self::latency::SharedLatencies;
-use self::nvml::OpenError;
 pub use self::owner::{Hierarchy, Owners, PidOwner, Workloads};
 use crate::error::Error;
 use crate::report::{GpuDevice, GpuEnergyKind, GpuEnergySource, Quantiles};

@@ -17,6 +17,7 @@ use std::time::Instant;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper_sys::bindings::*;
 
+use super::fault::{Fault, OpenError, Remedy};
 use super::latency::SharedLatencies;
 use crate::meter::monotonic_ns;
 
@@ -29,59 +30,6 @@ const MOST_ENTRIES: usize = 1 << 16;
 const MOST_DEVICES: u32 = 1024;
 /// Seven on today's hardware.
 const MOST_MIG_INSTANCES: u32 = 64;
-
-/// Why NVML cannot be used at all: one sentence, and whether it is simply not there.
-#[derive(Debug)]
-pub(super) struct OpenError {
-    pub(super) absent: bool,
-    pub(super) message: String,
-}
-
-/// Why one call did not give its value.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
-    #[error("the library has no such function")]
-    Missing,
-    #[error("{0}")]
-    Nvml(#[from] NvmlError),
-    #[error("the library returned nonsense: {0}")]
-    Nonsense(String),
-}
-
-/// What to do about a fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Remedy {
-    /// Never ask this device again.
-    Forget,
-    /// The device does not answer: its books stop until it does.
-    Wait,
-    /// Permission is missing, or the answer made no sense: say so, and do without.
-    Tell,
-    /// Nothing to report since last time.
-    Nothing,
-}
-
-impl Fault {
-    pub(super) fn remedy(&self) -> Remedy {
-        match self {
-            Self::Missing | Self::Nvml(NvmlError::NotSupported) => Remedy::Forget,
-            Self::Nvml(NvmlError::NotFound | NvmlError::NoData) => Remedy::Nothing,
-            Self::Nvml(
-                NvmlError::GpuLost
-                | NvmlError::ResetRequired
-                | NvmlError::Unknown
-                | NvmlError::Timeout
-                | NvmlError::IrqIssue
-                | NvmlError::DriverNotLoaded
-                | NvmlError::Uninitialized
-                | NvmlError::InvalidArg
-                // NVML_ERROR_GPU_NOT_FOUND, which the wrapper does not know.
-                | NvmlError::UnexpectedVariant(nvmlReturn_enum_NVML_ERROR_GPU_NOT_FOUND),
-            ) => Remedy::Wait,
-            Self::Nvml(_) | Self::Nonsense(_) => Remedy::Tell,
-        }
-    }
-}
 
 type Answer<T> = Result<T, Fault>;
 
@@ -135,6 +83,27 @@ pub(super) enum ProcessKind {
     Graphics,
     /// Clients of a multi-process service.
     Mps,
+}
+
+/// Performance counters of a MIG instance at one instant, in the driver's keeping.
+pub(super) struct Snapshot {
+    sample: nvmlGpmSample_t,
+    free: Option<unsafe extern "C" fn(nvmlGpmSample_t) -> nvmlReturn_t>,
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Snapshot({:p})", self.sample)
+    }
+}
+
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        if let Some(free) = self.free {
+            // SAFETY: allocated by the library that `free` is from, which is never unloaded.
+            unsafe { free(self.sample) };
+        }
+    }
 }
 
 /// An initialised NVML library.
@@ -497,6 +466,57 @@ impl Driver {
         match attributes.gpuInstanceSliceCount {
             slices @ 1..=MOST_MIG_INSTANCES => Ok(slices),
             other => Err(Fault::Nonsense(format!("a MIG instance of {other} slices"))),
+        }
+    }
+
+    /// Reads the performance counters of a MIG instance; Hopper and later.
+    pub(super) fn snapshot(&self, device: Handle, instance: Handle) -> Answer<Snapshot> {
+        let mut id: c_uint = 0;
+        let function = &self.lib.nvmlDeviceGetGpuInstanceId;
+        // SAFETY: writes one integer.
+        self.call("nvmlDeviceGetGpuInstanceId", function, |get| unsafe {
+            get(instance.0, &mut id)
+        })?;
+        let mut sample: nvmlGpmSample_t = std::ptr::null_mut();
+        let function = &self.lib.nvmlGpmSampleAlloc;
+        // SAFETY: writes one pointer.
+        self.call("nvmlGpmSampleAlloc", function, |alloc| unsafe { alloc(&mut sample) })?;
+        if sample.is_null() {
+            return Err(Fault::Nonsense("a sample that is null".into()));
+        }
+        let free = self.lib.nvmlGpmSampleFree.as_ref().ok().copied();
+        let snapshot = Snapshot { sample, free };
+        let function = &self.lib.nvmlGpmMigSampleGet;
+        // SAFETY: the sample was allocated by the same library, and is not freed yet.
+        self.call("nvmlGpmMigSampleGet", function, |get| unsafe {
+            get(device.0, id, snapshot.sample)
+        })?;
+        Ok(snapshot)
+    }
+
+    /// Mean share of an instance's multiprocessors that was busy between two snapshots, 0 to 1.
+    pub(super) fn busy_between(&self, from: &Snapshot, to: &Snapshot) -> Answer<f64> {
+        // SAFETY: integers, numbers and pointers that the driver sets, for which zero is a value.
+        let mut get: nvmlGpmMetricsGet_t = unsafe { std::mem::zeroed() };
+        get.version = NVML_GPM_METRICS_GET_VERSION;
+        get.numMetrics = 1;
+        get.sample1 = from.sample;
+        get.sample2 = to.sample;
+        let wanted = &mut get.metrics[0];
+        wanted.metricId = nvmlGpmMetricId_t_NVML_GPM_METRIC_SM_UTIL;
+        let function = &self.lib.nvmlGpmMetricsGet;
+        // SAFETY: both samples are allocated, and one metric is announced where there is room for
+        // many.
+        self.call("nvmlGpmMetricsGet", function, |compute| unsafe { compute(&mut get) })?;
+        let metric = get.metrics[0];
+        match metric.nvmlReturn {
+            nvmlReturn_enum_NVML_SUCCESS if (0.0..=100.0).contains(&metric.value) => {
+                Ok(metric.value / 100.0)
+            }
+            nvmlReturn_enum_NVML_SUCCESS => {
+                Err(Fault::Nonsense(format!("an instance busy for {} %", metric.value)))
+            }
+            code => Err(Fault::Nvml(code.into())),
         }
     }
 

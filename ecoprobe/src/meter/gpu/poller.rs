@@ -5,8 +5,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::time::{Duration, Instant};
 
 use super::device::Device;
+use super::fault::OpenError;
 use super::latency::SharedLatencies;
-use super::nvml::{Driver, OpenError};
+use super::nvml::Driver;
 use super::owner::PidOwner;
 use super::{Found, GpuOptions};
 use crate::meter::monotonic_ns;
@@ -112,8 +113,9 @@ enum Order {
 }
 
 struct Poller<'a, O> {
-    context: Context<O>,
+    // Before the driver in `context`, so that what they keep in it is dropped before it is shut down.
     devices: Vec<Device>,
+    context: Context<O>,
     stopped: &'a Receiver<Instant>,
 }
 

@@ -129,7 +129,7 @@ impl Sampling {
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Holding {
     pub(super) bytes: u64,
-    /// Slices of its MIG instances, times their utilisation where that is known.
+    /// Its part of MIG instances, in slices.
     pub(super) slices: f64,
 }
 
@@ -152,10 +152,10 @@ pub(super) struct Shares {
 }
 
 /// Weighs everybody who was on the device: at the poll before the window, at the one after it, or
-/// in a utilisation sample (`sm`: multiprocessor seconds) between the two.
+/// in a utilisation sample (`sm`: multiprocessor seconds; under MIG slice seconds) between the two.
 ///
-/// One workload alone needs no weighing. Slices come next, because under MIG the driver counts
-/// utilisation within an instance, if at all. If the samples say that nobody ran, or there are none,
+/// One workload alone needs no weighing. Under MIG utilisation is that of instances, if the driver
+/// tells it at all; else their slices decide. If the samples say that nobody ran, or there are none,
 /// memory decides: a context that only holds memory still keeps the clocks up.
 pub(super) fn shares(
     before: &Census,
@@ -199,6 +199,7 @@ pub(super) fn shares(
         let seconds = sm.get(owner).copied().unwrap_or(0.0);
         let weight = match method {
             GpuMethod::Sole => 1.0,
+            GpuMethod::Mig if total_sm > 0.0 => seconds,
             GpuMethod::Mig => holding.slices,
             GpuMethod::Utilisation => seconds,
             // Where the driver hides memory, each holder counts alike.
