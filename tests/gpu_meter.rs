@@ -296,7 +296,7 @@ fn users_that_come_and_go_within_a_window_pay_their_part() {
     let mut options = machine.options();
     options.process_interval = Duration::from_millis(500);
     let run = machine.run_with(1.8, &options, pid_is_slot);
-    run.check(0, &machine, 0.02);
+    run.check(0, &machine, 0.01);
 }
 
 #[test]
