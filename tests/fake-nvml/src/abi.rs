@@ -283,7 +283,7 @@ exports! {
     nvmlDeviceGetTotalEnergyConsumption(device: nvmlDevice_t, energy: *mut c_ulonglong) {
         let (call, device, _) = Call::on("nvmlDeviceGetTotalEnergyConsumption", device)?;
         let millijoules = device.counter_mj(call.s).ok_or(NOT_SUPPORTED)?;
-        put(energy, if call.nonsense { u64::MAX } else { millijoules })
+        put(energy, if call.nonsense { 1 << 60 } else { millijoules })
     }
 
     nvmlDeviceGetPowerUsage(device: nvmlDevice_t, power: *mut c_uint) {

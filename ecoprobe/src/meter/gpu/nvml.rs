@@ -266,6 +266,10 @@ impl Driver {
         self.call("nvmlDeviceGetTotalEnergyConsumption", function, |get| unsafe {
             get(device.0, &mut millijoules)
         })?;
+        // NVML_VALUE_NOT_AVAILABLE, which is no energy.
+        if millijoules == u64::MAX {
+            return Err(Fault::Nonsense("an energy of all ones".into()));
+        }
         Ok((middle(before), millijoules))
     }
 

@@ -12,6 +12,8 @@ pub(super) type Owner = Option<usize>;
 /// Longest credible time between two samples of the driver.
 const LONGEST_PERIOD_NS: u64 = 2_000_000_000;
 
+const MOST_SPANS: usize = 1 << 16;
+
 /// A stretch of time at one rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Span<K> {
@@ -35,6 +37,10 @@ impl<K> Default for Timeline<K> {
 
 impl<K: Copy + Ord> Timeline<K> {
     pub(super) fn add(&mut self, key: K, from_ns: u64, to_ns: u64, rate: f64) {
+        // Windows take them out again; while there are none, the oldest make room.
+        if self.spans.len() >= MOST_SPANS {
+            self.spans.drain(..MOST_SPANS / 2);
+        }
         if to_ns > from_ns {
             self.spans.push(Span { key, from_ns, to_ns, rate });
         }
