@@ -420,8 +420,8 @@ exports! {
             sharedEncoderCount: 0,
             sharedJpegCount: 0,
             sharedOfaCount: 0,
-            gpuInstanceSliceCount: if call.nonsense { u32::MAX } else { slices },
-            computeInstanceSliceCount: slices,
+            gpuInstanceSliceCount: slices,
+            computeInstanceSliceCount: if call.nonsense { u32::MAX } else { slices },
             memorySizeMB: u64::from(slices) * 9728,
         })
     }
@@ -429,6 +429,11 @@ exports! {
     nvmlDeviceGetGpuInstanceId(device: nvmlDevice_t, id: *mut c_uint) {
         let (_, _, target) = Call::on("nvmlDeviceGetGpuInstanceId", device)?;
         put(id, target.instance.ok_or(NOT_SUPPORTED)? as c_uint)
+    }
+
+    nvmlDeviceGetComputeInstanceId(device: nvmlDevice_t, id: *mut c_uint) {
+        Call::on("nvmlDeviceGetComputeInstanceId", device)?;
+        put(id, 0)
     }
 
     nvmlGpmSampleAlloc(sample: *mut nvmlGpmSample_t) {

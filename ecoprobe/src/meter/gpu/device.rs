@@ -74,8 +74,8 @@ struct State {
     census: Census,
     /// Whose the processes of the last census were.
     owners: BTreeMap<u32, Owner>,
-    /// The MIG instances at the last poll, by their order.
-    instances: Vec<Instance>,
+    /// The MIG instances at the last poll, by GPU instance and compute instance.
+    instances: BTreeMap<(u32, u32), Instance>,
     sampling: Sampling,
     ran: Timeline<Owner>,
     busy_since_us: u64,
@@ -83,9 +83,9 @@ struct State {
 }
 
 /// A MIG instance at one poll.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Instance {
-    snapshot: Option<Snapshot>,
+    snapshot: Snapshot,
     /// Who is on it, and their shares of it.
     tenants: Vec<(Owner, f64)>,
 }
@@ -353,6 +353,7 @@ impl Device {
         context.warn(format!("GPU {} answers again: its books go on from here", self.uuid));
         self.handle = handle;
         self.lost = false;
+        self.declined.clear();
         self.state = State::new();
         true
     }

@@ -87,6 +87,8 @@ pub(super) enum ProcessKind {
 
 /// Performance counters of a MIG instance at one instant, in the driver's keeping.
 pub(super) struct Snapshot {
+    /// GPU instance and compute instance: which one it is of.
+    pub(super) place: (u32, u32),
     sample: nvmlGpmSample_t,
     free: Option<unsafe extern "C" fn(nvmlGpmSample_t) -> nvmlReturn_t>,
 }
@@ -467,7 +469,7 @@ impl Driver {
         self.call("nvmlDeviceGetAttributes_v2", function, |get| unsafe {
             get(instance.0, &mut attributes)
         })?;
-        match attributes.gpuInstanceSliceCount {
+        match attributes.computeInstanceSliceCount {
             slices @ 1..=MOST_MIG_INSTANCES => Ok(slices),
             other => Err(Fault::Nonsense(format!("a MIG instance of {other} slices"))),
         }
@@ -475,11 +477,16 @@ impl Driver {
 
     /// Reads the performance counters of a MIG instance; Hopper and later.
     pub(super) fn snapshot(&self, device: Handle, instance: Handle) -> Answer<Snapshot> {
-        let mut id: c_uint = 0;
+        let mut place: (c_uint, c_uint) = (0, 0);
         let function = &self.lib.nvmlDeviceGetGpuInstanceId;
         // SAFETY: writes one integer.
         self.call("nvmlDeviceGetGpuInstanceId", function, |get| unsafe {
-            get(instance.0, &mut id)
+            get(instance.0, &mut place.0)
+        })?;
+        let function = &self.lib.nvmlDeviceGetComputeInstanceId;
+        // SAFETY: writes one integer.
+        self.call("nvmlDeviceGetComputeInstanceId", function, |get| unsafe {
+            get(instance.0, &mut place.1)
         })?;
         let mut sample: nvmlGpmSample_t = std::ptr::null_mut();
         let function = &self.lib.nvmlGpmSampleAlloc;
@@ -489,11 +496,11 @@ impl Driver {
             return Err(Fault::Nonsense("a sample that is null".into()));
         }
         let free = self.lib.nvmlGpmSampleFree.as_ref().ok().copied();
-        let snapshot = Snapshot { sample, free };
+        let snapshot = Snapshot { place, sample, free };
         let function = &self.lib.nvmlGpmMigSampleGet;
         // SAFETY: the sample was allocated by the same library, and is not freed yet.
         self.call("nvmlGpmMigSampleGet", function, |get| unsafe {
-            get(device.0, id, snapshot.sample)
+            get(device.0, place.0, snapshot.sample)
         })?;
         Ok(snapshot)
     }

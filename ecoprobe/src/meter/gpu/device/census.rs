@@ -103,8 +103,8 @@ impl Device {
             }
         };
         census.known = true;
-        let mut before = std::mem::take(&mut self.state.instances).into_iter();
-        let mut instances = Vec::new();
+        let mut before = std::mem::take(&mut self.state.instances);
+        let mut instances = BTreeMap::new();
         let mut used = Vec::new();
         for handle in handles {
             let slices = context.driver.slices(handle);
@@ -134,16 +134,19 @@ impl Device {
             let device = self.handle;
             let snapshot =
                 self.ask(Question::InstanceUse, context, |driver| driver.snapshot(device, handle));
-            let before = before.next().unwrap_or_default();
-            let busy = match (&before.snapshot, &snapshot) {
-                (Some(from), Some(to)) => {
-                    self.ask(Question::InstanceUse, context, |driver| driver.busy_between(from, to))
-                }
-                _ => None,
+            let Some(snapshot) = snapshot else {
+                used.push(None);
+                continue;
             };
-            let users = if tenants.is_empty() { before.tenants } else { tenants.clone() };
-            used.push(busy.map(|busy| (slices * busy, users)));
-            instances.push(Instance { snapshot, tenants });
+            used.push(before.remove(&snapshot.place).and_then(|before| {
+                let busy = self.ask(Question::InstanceUse, context, |driver| {
+                    driver.busy_between(&before.snapshot, &snapshot)
+                })?;
+                // Who has left is billed for what ran since.
+                let users = if tenants.is_empty() { before.tenants } else { tenants.clone() };
+                Some((slices * busy, users))
+            }));
+            instances.insert(snapshot.place, Instance { snapshot, tenants });
         }
         self.state.instances = instances;
         // All or none: an instance of unknown utilisation cannot be weighed against a known one.
