@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use crate::energy::ledger::{Account, Share, Window};
+use crate::energy::ledger::{Account, NOBODY, Share, Window};
 use crate::energy::model::{Grain, PowerModel};
 use crate::energy::units::{Joules, Seconds};
 use crate::report::StaticPowerKind;
@@ -111,6 +111,9 @@ impl Gpu {
             .iter()
             .filter(|user| sane(&user.weight))
             .map(|user| Share { slot: billed_to(user.slot, slots), weight: user.weight });
+        // Those who were gone before anybody could tell whose they were.
+        let lost = (!window.unknown_users && sane(&window.lost_weight))
+            .then_some(Share { slot: NOBODY, weight: window.lost_weight });
         let mut holders: Vec<usize> = usage
             .iter()
             .filter(|user| user.holds)
@@ -120,7 +123,7 @@ impl Gpu {
         holders.dedup();
         let busy =
             usage.iter().map(|user| (billed_to(user.slot, slots), user.busy_seconds.filter(sane)));
-        let nobody = usage.is_empty() && !window.unknown_users;
+        let nobody = usage.is_empty() && !window.unknown_users && window.lost_weight == 0.0;
         self.ahead.push_back(Stretch {
             from_ns: window.from_ns,
             to_ns: window.to_ns,
@@ -129,7 +132,7 @@ impl Gpu {
             load: window.busy.filter(sane).or(nobody.then_some(0.0)),
             method: window.method,
             users_known: !window.unknown_users,
-            shares: shares.collect(),
+            shares: shares.chain(lost).collect(),
             holders: holders.into(),
             busy_seconds: busy.collect(),
         });
@@ -217,7 +220,8 @@ impl Stretch {
         }
         let total: f64 = self.shares.iter().map(|share| share.weight).sum();
         let method = METHODS.iter().position(|&method| method == self.method).unwrap_or_default();
-        for share in self.shares.iter().filter(|share| share.weight > 0.0) {
+        let billed = |share: &&Share| share.weight > 0.0 && share.slot != NOBODY;
+        for share in self.shares.iter().filter(billed) {
             let user = users.entry(share.slot).or_default();
             user.joules_by_method[method] += window.energy.0 * share.weight / total;
         }
