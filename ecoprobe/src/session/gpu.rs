@@ -39,6 +39,7 @@ struct Stretch {
     /// The whole window's.
     joules: f64,
     length_ns: f64,
+    resolution: Seconds,
     load: Option<f64>,
     method: GpuMethod,
     users_known: bool,
@@ -51,7 +52,9 @@ struct Stretch {
 /// The part of a driver's window that lies between two samples.
 #[derive(Debug)]
 pub(super) struct Piece {
-    window: Window,
+    pub(super) window: Window,
+    /// Over how long the driver's figure is a mean.
+    pub(super) resolution: Seconds,
     shares: Arc<[Share]>,
     holders: Arc<[usize]>,
 }
@@ -129,6 +132,11 @@ impl Gpu {
             to_ns: window.to_ns,
             joules,
             length_ns: (window.to_ns - window.from_ns) as f64,
+            resolution: Seconds(
+                Seconds::from_ns(window.to_ns - window.from_ns)
+                    .0
+                    .max(window.resolution_ms.filter(|ms| ms.is_finite()).unwrap_or(0.0) * 1e-3),
+            ),
             load: window.busy.filter(sane).or(nobody.then_some(0.0)),
             method: window.method,
             users_known: !window.unknown_users,
@@ -156,7 +164,8 @@ impl Gpu {
                 let time = Seconds::from_ns(to_ns - from_ns);
                 let window = Window { energy: Joules(stretch.joules * part), time };
                 let shares = Arc::clone(&stretch.shares);
-                let piece = Piece { window, shares, holders: Arc::clone(&stretch.holders) };
+                let holders = Arc::clone(&stretch.holders);
+                let piece = Piece { window, resolution: stretch.resolution, shares, holders };
                 piece.enter(&mut self.account);
                 if let Some(load) = stretch.load {
                     self.model.observe(window, time * load.min(1.0));
