@@ -46,6 +46,7 @@ fn main() -> Result<()> {
         Task::Bench { arguments } => run(cargo()
             .args(["run", "--quiet", "--release", "--package", "ecoprobe-bench", "--"])
             .args(arguments)),
+        Task::Demo => demo(),
         Task::Test { arguments } => test(&arguments),
     }
 }
