@@ -3,15 +3,18 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use hdrhistogram::Histogram;
 
-use crate::cli::{MeasureArgs, Roots};
+use crate::cli::{GpuEnergyChoice, MeasureArgs, Roots};
 use crate::command::settings::settings;
 use crate::error::Error;
 use crate::host::{self, topology::Topology};
 use crate::meter::cpu_time::{CpuTime, LoadOptions};
+use crate::meter::gpu::{GpuMeter, GpuOptions, Owners, Workloads};
 use crate::meter::{EnergyMeter, monotonic_ns, open_cpu_energy};
 use crate::recording::Recorder;
 use crate::report::{
@@ -34,6 +37,9 @@ enum Health {
     Lost,
 }
 
+/// How long the GPU driver has for its last readings.
+const GPU_PATIENCE: Duration = Duration::from_secs(3);
+
 /// Slots where nothing else is asked for.
 const USUAL_WORKLOADS: u32 = 4096;
 
@@ -46,10 +52,15 @@ pub struct Collector {
     health: Vec<Health>,
     started: bool,
     session: Session,
+    gpu: Option<GpuMeter>,
+    /// Who is who, for the GPU meter's thread.
+    owners: Workloads,
+    nvml_us: Quantiles,
     recorder: Option<Recorder>,
     /// Buffers of the tick: it allocates nothing.
     sample: Sample,
     problems: Vec<String>,
+    gpu_events: Vec<Event>,
     collect_ns: Histogram<u64>,
     refused_workloads: usize,
     seen_lost_events: u64,
@@ -89,6 +100,9 @@ impl Collector {
             hook: None,
         })?;
 
+        // After the probe: loading it keeps other threads from opening files for a moment.
+        let gpu = open_gpu(args, hierarchy)?;
+
         let header = Header {
             schema: RECORDING_SCHEMA.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -101,7 +115,7 @@ impl Collector {
                     hierarchy: hierarchy.kind().to_owned(),
                 },
                 cpu_energy: energy.source,
-                gpu_energy: GpuEnergySource { kind: GpuEnergyKind::None, devices: Vec::new() },
+                gpu_energy: gpu.source,
                 static_power: energy.static_power,
             },
             packages: topology.packages.iter().map(|package| package.name.clone()).collect(),
@@ -119,9 +133,13 @@ impl Collector {
             session: Session::new(header),
             cpu_time,
             energy: energy.meter,
+            gpu: gpu.meter,
+            owners: gpu.owners,
+            nvml_us: Quantiles::default(),
             recorder,
             sample: Sample::default(),
             problems: Vec::new(),
+            gpu_events: Vec::new(),
             // Up to a minute, to three digits.
             collect_ns: Histogram::new_with_max(60_000_000_000, 3)
                 .context("cannot make a histogram")?,
@@ -129,7 +147,7 @@ impl Collector {
             seen_lost_events: 0,
             notes: Vec::new(),
         };
-        for note in energy.notes {
+        for note in energy.notes.into_iter().chain(gpu.warnings) {
             collector.warn(note)?;
         }
         for workload in workloads {
@@ -146,10 +164,13 @@ impl Collector {
     /// Bills a cgroup from now on. Beyond the capacity its time stays in `other`, and the report
     /// says so.
     pub fn add(&mut self, workload: Workload) -> anyhow::Result<()> {
-        if self.cpu_time.add_workload(workload.cgroup_id)?.is_none() {
+        let Some(slot) = self.cpu_time.add_workload(workload.cgroup_id)? else {
             self.refused_workloads += 1;
             return Ok(());
-        }
+        };
+        let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
+        owners.push((workload.cgroup.clone(), slot));
+        drop(owners);
         let event = Event::Workload(workload);
         self.session.apply(&event);
         self.record(&event)
@@ -179,6 +200,13 @@ impl Collector {
             self.session.sample(&self.sample);
             self.started = true;
         }
+        // What the GPU meter's thread has published; the driver itself is never waited for.
+        if let Some(gpu) = &self.gpu {
+            gpu.drain(&mut self.gpu_events);
+        }
+        for event in &self.gpu_events {
+            self.session.apply(event);
+        }
         self.collect_ns.saturating_record(monotonic_ns().saturating_sub(start));
 
         // From here on nothing is part of the tick any more.
@@ -189,7 +217,21 @@ impl Collector {
         if commit && self.recorder.is_some() {
             self.record(&Event::Sample(self.sample.clone()))?;
         }
+        self.record_gpu_events()?;
         Ok(commit)
+    }
+
+    /// The session has seen them already.
+    fn record_gpu_events(&mut self) -> anyhow::Result<()> {
+        let mut events = std::mem::take(&mut self.gpu_events);
+        for event in events.drain(..) {
+            if let Event::Warning { message } = &event {
+                self.notes.push(message.clone());
+            }
+            self.record(&event)?;
+        }
+        self.gpu_events = events;
+        Ok(())
     }
 
     fn read(&mut self) {
@@ -257,6 +299,15 @@ impl Collector {
 
     /// The report of everything up to the last tick, and the end of the recording.
     pub fn finish(&mut self) -> anyhow::Result<Report> {
+        if let Some(gpu) = self.gpu.take() {
+            let end = gpu.finish(GPU_PATIENCE);
+            self.nvml_us = end.nvml_us;
+            self.gpu_events = end.events;
+            for event in &self.gpu_events {
+                self.session.apply(event);
+            }
+            self.record_gpu_events()?;
+        }
         if self.refused_workloads > 0 {
             self.warn(format!(
                 "{} workloads found no room and are part of `other`; raise --max-workloads",
@@ -273,6 +324,7 @@ impl Collector {
     fn own(&self) -> Own {
         Own {
             collect_us: quantiles_us(&self.collect_ns),
+            nvml_us: self.nvml_us,
             probe: self.cpu_time.stats(),
             ..host::own::so_far()
         }
@@ -284,6 +336,33 @@ impl Collector {
         }
         Ok(())
     }
+}
+
+/// The GPU meter, if there is one to be had.
+struct OpenedGpu {
+    meter: Option<GpuMeter>,
+    source: GpuEnergySource,
+    warnings: Vec<String>,
+    owners: Workloads,
+}
+
+fn open_gpu(args: &MeasureArgs, hierarchy: &Hierarchy) -> Result<OpenedGpu, Error> {
+    let owners = Workloads::default();
+    if args.gpu_energy == GpuEnergyChoice::None {
+        let source = GpuEnergySource { kind: GpuEnergyKind::None, devices: Vec::new() };
+        return Ok(OpenedGpu { meter: None, source, warnings: Vec::new(), owners });
+    }
+    let options = GpuOptions {
+        required: args.gpu_energy == GpuEnergyChoice::Nvml,
+        library: args.nvml_lib.clone(),
+        procfs: args.roots.procfs.clone(),
+        interval: args.gpu_interval,
+        process_interval: args.gpu_process_interval,
+    };
+    let owner = Owners::new(&args.roots.procfs, hierarchy.version.clone(), owners.clone());
+    let (meter, source, warnings) = GpuMeter::start(options, owner)?;
+    let meter = (source.kind != GpuEnergyKind::None).then_some(meter);
+    Ok(OpenedGpu { meter, source, warnings, owners })
 }
 
 /// Whether a tick is the last one of a run.

@@ -229,6 +229,9 @@ pub struct WindowReport {
     pub workloads: Vec<WindowWorkload>,
     /// Static watts that this window was split with.
     pub static_power_w: BTreeMap<String, Option<f64>>,
+    /// GPU figures in this window are means over this long, milliseconds: what is finer is not
+    /// known. They are about the time that the driver told of since the window before.
+    pub resolution_ms: Option<f64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]

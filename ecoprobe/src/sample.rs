@@ -166,6 +166,17 @@ pub struct GpuWindow {
     /// Usage could not be had (permission, pid namespace): energy has nobody to bill.
     #[serde(default)]
     pub unknown_users: bool,
+    /// Weight, in the unit of `usage`, of processes that were gone before anybody could tell whose
+    /// they were: their share of the energy goes to nobody, and to no one else either.
+    #[serde(default)]
+    pub lost_weight: f64,
+    /// How far apart the instants are at which the energy is known, milliseconds: the counter's
+    /// refresh or our polling, whichever is coarser. Nothing finer than this is real.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolution_ms: Option<f64>,
+    /// Mean of the instantaneous power readings, watts: a second opinion on `millijoules`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean_power_w: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

@@ -23,6 +23,9 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Build ecoprobe and let it measure a busy loop for five seconds (with sudo if you are not
+    /// root).
+    Demo,
     /// The benchmark suite; `cargo xtask bench help` lists its categories.
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -43,6 +46,7 @@ fn main() -> Result<()> {
         Task::Bench { arguments } => run(cargo()
             .args(["run", "--quiet", "--release", "--package", "ecoprobe-bench", "--"])
             .args(arguments)),
+        Task::Demo => demo(),
         Task::Test { arguments } => test(&arguments),
     }
 }
@@ -51,10 +55,29 @@ fn test(arguments: &[String]) -> Result<()> {
     run(cargo().args(["test", "--workspace"]).args(arguments))
 }
 
+fn demo() -> Result<()> {
+    run(cargo().args(["build", "--quiet", "--release", "--package", "ecoprobe"]))?;
+    let ecoprobe = target_dir().join("release/ecoprobe");
+    let mut command = if is_root()? {
+        Command::new(ecoprobe)
+    } else {
+        let mut sudo = Command::new("sudo");
+        sudo.arg(ecoprobe);
+        sudo
+    };
+    let busy = "timeout 5 sh -c 'while :; do :; done' || true";
+    run(command.args(["run", "--interval", "500ms", "--", "sh", "-c", busy]))
+}
+
 /// The workspace's root.
 fn root() -> PathBuf {
     let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
     xtask.parent().unwrap_or(xtask).to_owned()
+}
+
+fn is_root() -> Result<bool> {
+    let id = Command::new("id").arg("-u").output().context("cannot run `id`")?;
+    Ok(id.stdout.trim_ascii() == b"0")
 }
 
 fn target_dir() -> PathBuf {

@@ -28,6 +28,9 @@ pub struct Share {
     pub weight: f64,
 }
 
+/// The slot of whoever used a domain and cannot be told: its share is `unattributed`.
+pub const NOBODY: usize = usize::MAX;
+
 /// A sum that keeps what rounding cuts off (Knuth's TwoSum): books must close to 1e-9 after
 /// months of windows.
 #[derive(Debug, Clone, Copy, Default)]
@@ -78,7 +81,7 @@ pub struct Account {
     time: Sum,
     static_time: Sum,
     slots: Vec<Cell>,
-    /// Windows in which nobody used the domain.
+    /// What is shared to [`NOBODY`], and windows in which nobody used the domain.
     nobody: Cell,
     /// Static seconds by who held the domain; empty unless holders are ever named.
     held: Vec<Sum>,
@@ -158,7 +161,11 @@ impl Account {
         let inverse = total.recip();
         for share in users() {
             let part = share.weight * inverse;
-            at(&mut self.slots, share.slot).add(energy * part, static_time * part);
+            let cell = match share.slot {
+                NOBODY => &mut self.nobody,
+                slot => at(&mut self.slots, slot),
+            };
+            cell.add(energy * part, static_time * part);
         }
     }
 
@@ -224,6 +231,16 @@ mod tests {
 
     fn shares(weights: &[f64]) -> Vec<Share> {
         weights.iter().enumerate().map(|(slot, &weight)| Share { slot, weight }).collect()
+    }
+
+    #[test]
+    fn who_cannot_be_told_is_billed_to_nobody() {
+        let mut account = Account::new(None);
+        let shares = [Share { slot: 1, weight: 3.0 }, Share { slot: NOBODY, weight: 1.0 }];
+        account.add(window(100.0, 2.0), &shares);
+        let settled = account.settle(Some(Watts(10.0)), IdleTo::Nobody);
+        assert_eq!(dynamic(&settled), [0.0, 60.0]);
+        assert_eq!((settled.unattributed, settled.idle), (Joules(20.0), Joules(20.0)));
     }
 
     fn dynamic(settled: &Settlement) -> Vec<f64> {

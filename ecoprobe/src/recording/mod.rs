@@ -297,6 +297,9 @@ mod tests {
             method: GpuMethod::Sole,
             usage: vec![usage],
             unknown_users: false,
+            lost_weight: 0.0,
+            resolution_ms: Some(20.5),
+            mean_power_w: None,
         })
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use crate::energy::ledger::{Account, Share, Window};
+use crate::energy::ledger::{Account, NOBODY, Share, Window};
 use crate::energy::model::{Grain, PowerModel};
 use crate::energy::units::{Joules, Seconds};
 use crate::report::StaticPowerKind;
@@ -39,6 +39,7 @@ struct Stretch {
     /// The whole window's.
     joules: f64,
     length_ns: f64,
+    resolution: Seconds,
     load: Option<f64>,
     method: GpuMethod,
     users_known: bool,
@@ -51,7 +52,9 @@ struct Stretch {
 /// The part of a driver's window that lies between two samples.
 #[derive(Debug)]
 pub(super) struct Piece {
-    window: Window,
+    pub(super) window: Window,
+    /// Over how long the driver's figure is a mean.
+    pub(super) resolution: Seconds,
     shares: Arc<[Share]>,
     holders: Arc<[usize]>,
 }
@@ -111,6 +114,9 @@ impl Gpu {
             .iter()
             .filter(|user| sane(&user.weight))
             .map(|user| Share { slot: billed_to(user.slot, slots), weight: user.weight });
+        // Those who were gone before anybody could tell whose they were.
+        let lost = (!window.unknown_users && sane(&window.lost_weight))
+            .then_some(Share { slot: NOBODY, weight: window.lost_weight });
         let mut holders: Vec<usize> = usage
             .iter()
             .filter(|user| user.holds)
@@ -120,16 +126,21 @@ impl Gpu {
         holders.dedup();
         let busy =
             usage.iter().map(|user| (billed_to(user.slot, slots), user.busy_seconds.filter(sane)));
-        let nobody = usage.is_empty() && !window.unknown_users;
+        let nobody = usage.is_empty() && !window.unknown_users && window.lost_weight == 0.0;
         self.ahead.push_back(Stretch {
             from_ns: window.from_ns,
             to_ns: window.to_ns,
             joules,
             length_ns: (window.to_ns - window.from_ns) as f64,
+            resolution: Seconds(
+                Seconds::from_ns(window.to_ns - window.from_ns)
+                    .0
+                    .max(window.resolution_ms.filter(|ms| ms.is_finite()).unwrap_or(0.0) * 1e-3),
+            ),
             load: window.busy.filter(sane).or(nobody.then_some(0.0)),
             method: window.method,
             users_known: !window.unknown_users,
-            shares: shares.collect(),
+            shares: shares.chain(lost).collect(),
             holders: holders.into(),
             busy_seconds: busy.collect(),
         });
@@ -153,7 +164,8 @@ impl Gpu {
                 let time = Seconds::from_ns(to_ns - from_ns);
                 let window = Window { energy: Joules(stretch.joules * part), time };
                 let shares = Arc::clone(&stretch.shares);
-                let piece = Piece { window, shares, holders: Arc::clone(&stretch.holders) };
+                let holders = Arc::clone(&stretch.holders);
+                let piece = Piece { window, resolution: stretch.resolution, shares, holders };
                 piece.enter(&mut self.account);
                 if let Some(load) = stretch.load {
                     self.model.observe(window, time * load.min(1.0));
@@ -217,7 +229,8 @@ impl Stretch {
         }
         let total: f64 = self.shares.iter().map(|share| share.weight).sum();
         let method = METHODS.iter().position(|&method| method == self.method).unwrap_or_default();
-        for share in self.shares.iter().filter(|share| share.weight > 0.0) {
+        let billed = |share: &&Share| share.weight > 0.0 && share.slot != NOBODY;
+        for share in self.shares.iter().filter(billed) {
             let user = users.entry(share.slot).or_default();
             user.joules_by_method[method] += window.energy.0 * share.weight / total;
         }

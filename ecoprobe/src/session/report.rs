@@ -154,9 +154,11 @@ impl Session {
                 name: workload.name.clone(),
                 cpu_seconds: busy_ns[slot] * 1e-9,
                 energy_j,
-                mean_power_w: mean_power(energy_j.total, clock.window()),
+                mean_power_w: self.window_power(energy_j, clock.window()),
             }
         });
+        let pieces = self.gpus.iter().flat_map(|gpu| &gpu.latest);
+        let resolution_ms = pieces.map(|piece| piece.resolution.0 * 1e3).reduce(f64::max);
         Some(WindowReport {
             kind: "window",
             start_s: Seconds::from_ns(clock.previous_ns - clock.first_ns).0,
@@ -164,7 +166,19 @@ impl Session {
             node: tally.node(),
             workloads: workloads.collect(),
             static_power_w: self.static_power().watts,
+            resolution_ms,
         })
+    }
+
+    /// A GPU's joules are over by the time that they are known: they are set against the time that
+    /// they are about.
+    fn window_power(&self, energy: WorkloadEnergy, window: Seconds) -> Option<f64> {
+        let covered =
+            |gpu: &Gpu| gpu.latest.iter().map(|piece| piece.window.time).sum::<Seconds>().0;
+        let gpu_time = self.gpus.iter().map(covered).fold(0.0, f64::max);
+        let gpu = energy.gpu.filter(|joules| *joules > 0.0 && gpu_time > 0.0).unwrap_or(0.0);
+        let gpu_power = if gpu > 0.0 { gpu / gpu_time } else { 0.0 };
+        mean_power(energy.total.map(|total| total - gpu), window).map(|power| power + gpu_power)
     }
 
     fn slots(&self) -> impl Iterator<Item = (usize, &Workload)> {

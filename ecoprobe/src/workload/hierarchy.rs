@@ -45,6 +45,22 @@ pub enum Version {
     },
 }
 
+impl Version {
+    /// Id and path of this hierarchy in the text of a `/proc/PID/cgroup`, whose lines are
+    /// `ID:CONTROLLERS:PATH`; v2's is `0::PATH`.
+    pub fn line_in<'a>(&self, text: &'a str) -> Option<(&'a str, &'a str)> {
+        text.lines().find_map(|line| {
+            let (id, rest) = line.split_once(':')?;
+            let (controllers, path) = rest.split_once(':')?;
+            let is_own = match self {
+                Self::V2 => controllers.is_empty(),
+                Self::V1 { controller } => controllers.split(',').any(|one| one == controller),
+            };
+            is_own.then_some((id, path))
+        })
+    }
+}
+
 /// What is mounted on this host, all hierarchies together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
@@ -110,7 +126,7 @@ impl Hierarchy {
     }
 
     fn cgroup_in(&self, text: &str) -> Option<String> {
-        let (_, path) = self.own_line(text)?;
+        let (_, path) = self.version.line_in(text)?;
         // The kernel marks the cgroup of a process that outlived it.
         let path = path.strip_suffix(" (deleted)").unwrap_or(path);
         (!path.starts_with("/..")).then(|| path.to_owned())
@@ -119,7 +135,7 @@ impl Hierarchy {
     /// The kernel's number of this hierarchy; 0 for v2.
     pub fn id(&self, procfs: &Path) -> Option<u32> {
         let text = fs::read(procfs.join("self/cgroup")).ok()?;
-        self.own_line(&String::from_utf8_lossy(&text))?.0.parse().ok()
+        self.version.line_in(&String::from_utf8_lossy(&text))?.0.parse().ok()
     }
 
     /// The controller to follow where this is a v1 hierarchy.
@@ -128,19 +144,6 @@ impl Hierarchy {
             Version::V2 => None,
             Version::V1 { controller } => Some(controller),
         }
-    }
-
-    /// Picks this hierarchy's line, `ID:CONTROLLERS:PATH`, of which v2's is `0::PATH`.
-    fn own_line<'a>(&self, text: &'a str) -> Option<(&'a str, &'a str)> {
-        text.lines().find_map(|line| {
-            let (id, rest) = line.split_once(':')?;
-            let (controllers, path) = rest.split_once(':')?;
-            let is_own = match &self.version {
-                Version::V2 => controllers.is_empty(),
-                Version::V1 { controller } => controllers.split(',').any(|one| one == controller),
-            };
-            is_own.then_some((id, path))
-        })
     }
 
     /// Lower is preferred: v2, then the v1 controllers that exist for CPU time.

@@ -107,5 +107,6 @@ pub(crate) fn window(count: usize) -> WindowReport {
         },
         workloads,
         static_power_w: BTreeMap::new(),
+        resolution_ms: None,
     }
 }

@@ -46,6 +46,9 @@ fn window(from_ms: u64, to_ms: u64, joules: f64, usage: &[GpuUsage]) -> GpuWindo
         method: if usage.len() == 1 { GpuMethod::Sole } else { GpuMethod::Utilisation },
         usage: usage.to_vec(),
         unknown_users: false,
+        lost_weight: 0.0,
+        resolution_ms: None,
+        mean_power_w: None,
     }
 }
 
@@ -251,4 +254,17 @@ proptest! {
         prop_assert!((measured - expected).abs() <= 1e-9 * expected.max(1e-9));
         prop_assert!(report.workloads.iter().all(|job| job.gpu_seconds.is_none_or(|s| s >= 0.0)));
     }
+}
+
+#[test]
+fn users_that_were_lost_are_billed_to_nobody() {
+    let mut session = with_device(static_watts(10.0));
+    session.sample(&sample(0));
+    session.gpu(&GpuWindow { lost_weight: 1.0, ..window(0, 1000, 90.0, &[user(2, 1.0, 1.0)]) });
+    session.sample(&sample(1000));
+    let node = report(&session).node.gpu;
+    close(node.unattributed_j, 40.0);
+    close(node.workloads_j, 40.0);
+    close(node.idle_j, 10.0);
+    assert_eq!(session.window().unwrap().resolution_ms, Some(1000.0));
 }

@@ -1,0 +1,393 @@
+#!/usr/bin/env python3
+"""Holds ecoprobe's GPU joules against a real NVIDIA GPU, in one go.
+
+    sudo python3 benches/gpu_check.py [--seconds 20] [--device 0]
+
+Builds ecoprobe, puts a real load on the device (PyTorch where it is installed, else a kernel of our
+own through the CUDA driver), and prints one table:
+
+  * joules by ecoprobe and by the device's own counter, read by this program, over the same window:
+    one process, and two that share the device;
+  * what the load computes with and without ecoprobe beside it;
+  * p50 and p99 of each NVML call: device idle, device loaded, and `nvidia-smi` running beside it.
+
+It has not been run on real hardware yet; only the timing of the calls has, against the simulator.
+
+Needs root, an NVIDIA driver, Rust's cargo, and Python 3.9; nothing else is installed. The figures are
+kept as JSON under benches/results/.
+"""
+
+import argparse
+import bisect
+import ctypes
+import datetime
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benches" / "results"
+
+
+class Nvml:
+    """The few calls that are needed, through ctypes: a program independent of ecoprobe."""
+
+    def __init__(self, library, index):
+        try:
+            self.lib = ctypes.CDLL(library)
+        except OSError as error:
+            sys.exit(f"{error}: this check needs a machine with an NVIDIA GPU and its driver")
+        self.check("nvmlInit_v2")
+        self.handle = ctypes.c_void_p()
+        self.check("nvmlDeviceGetHandleByIndex_v2", index, ctypes.byref(self.handle))
+        buffer = ctypes.create_string_buffer(96)
+        self.check("nvmlDeviceGetName", self.handle, buffer, 96)
+        self.name = buffer.value.decode()
+        self.check("nvmlDeviceGetUUID", self.handle, buffer, 96)
+        self.uuid = buffer.value.decode()
+        self.driver = "unknown"
+        if self.call("nvmlSystemGetDriverVersion", buffer, 96) == 0:
+            self.driver = buffer.value.decode()
+
+    def call(self, name, *arguments):
+        function = getattr(self.lib, name, None)
+        return 13 if function is None else function(*arguments)
+
+    def check(self, name, *arguments):
+        code = self.call(name, *arguments)
+        if code != 0:
+            sys.exit(f"{name} failed with code {code}")
+
+    def energy_mj(self):
+        value = ctypes.c_ulonglong()
+        self.check("nvmlDeviceGetTotalEnergyConsumption", self.handle, ctypes.byref(value))
+        return value.value
+
+    def timed_calls(self, rounds=200):
+        """Microseconds of each call that ecoprobe makes: name -> sorted list."""
+        big = ctypes.create_string_buffer(1 << 16)
+        word = ctypes.c_ulonglong()
+        field = ctypes.create_string_buffer(64)
+
+        def processes(name):
+            count = ctypes.c_uint(1024)
+            return self.call(name, self.handle, ctypes.byref(count), big)
+
+        def utilisation():
+            count = ctypes.c_uint(1024)
+            since = ctypes.c_ulonglong(int((time.time() - 1) * 1e6))
+            name = "nvmlDeviceGetProcessUtilization"
+            return self.call(name, self.handle, big, ctypes.byref(count), since)
+
+        def power():
+            ctypes.memset(field, 0, 64)
+            ctypes.cast(field, ctypes.POINTER(ctypes.c_uint))[0] = 186
+            return self.call("nvmlDeviceGetFieldValues", self.handle, 1, field)
+
+        def single(name):
+            return self.call(name, self.handle, ctypes.byref(word))
+
+        calls = {
+            "energy": lambda: single("nvmlDeviceGetTotalEnergyConsumption"),
+            "instant power": power,
+            "average power": lambda: single("nvmlDeviceGetPowerUsage"),
+            "compute processes": lambda: processes("nvmlDeviceGetComputeRunningProcesses_v3"),
+            "graphics processes": lambda: processes("nvmlDeviceGetGraphicsRunningProcesses_v3"),
+            "process utilisation": utilisation,
+            "utilisation": lambda: single("nvmlDeviceGetUtilizationRates"),
+        }
+        times = {name: [] for name in calls}
+        for _ in range(rounds):
+            for name, call in calls.items():
+                start = time.perf_counter_ns()
+                call()
+                times[name].append((time.perf_counter_ns() - start) / 1e3)
+            time.sleep(0.005)
+        return {name: sorted(values) for name, values in times.items()}
+
+
+class Watch(threading.Thread):
+    """Records the counter, every 10 ms, with the wall clock's time of each change."""
+
+    def __init__(self, nvml):
+        super().__init__(daemon=True)
+        self.nvml, self.times, self.counts, self.ended = nvml, [], [], threading.Event()
+
+    def run(self):
+        while not self.ended.wait(0.01):
+            before = time.time()
+            count = self.nvml.energy_mj()
+            if not self.counts or count != self.counts[-1]:
+                self.times.append((before + time.time()) / 2)
+                self.counts.append(count)
+
+    def at(self, when):
+        right = bisect.bisect_left(self.times, when)
+        if right == 0 or right == len(self.times):
+            raise ValueError("the window is not inside what was watched")
+        (t0, t1), (c0, c1) = self.times[right - 1 : right + 1], self.counts[right - 1 : right + 1]
+        return c0 + (c1 - c0) * (when - t0) / (t1 - t0)
+
+    def joules(self, start, seconds):
+        return (self.at(start + seconds) - self.at(start)) / 1e3
+
+
+# ---- the load ------------------------------------------------------------------------------------
+
+PTX = b"""
+.version 6.0
+.target sm_50
+.address_size 64
+.visible .entry burn(.param .u32 rounds) {
+    .reg .pred %p; .reg .u32 %r<3>; .reg .f32 %f<3>;
+    ld.param.u32 %r1, [rounds];
+    mov.f32 %f1, 0f3F800001; mov.f32 %f2, 0f3F7FFFFE; mov.u32 %r2, 0;
+again:
+    fma.rn.f32 %f1, %f1, %f2, %f2; fma.rn.f32 %f2, %f2, %f1, %f1;
+    add.u32 %r2, %r2, 1; setp.lt.u32 %p, %r2, %r1; @%p bra again;
+    setp.eq.f32 %p, %f1, 0f12345678; @%p trap;
+    ret;
+}
+"""
+
+
+def load_by_driver(index):
+    """Launches a kernel through libcuda; yields after each."""
+    cuda = ctypes.CDLL("libcuda.so.1")
+
+    def check(name, *arguments):
+        code = getattr(cuda, name)(*arguments)
+        if code != 0:
+            sys.exit(f"{name} failed with code {code}")
+
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    module, kernel = ctypes.c_void_p(), ctypes.c_void_p()
+    check("cuInit", 0)
+    check("cuDeviceGet", ctypes.byref(device), index)
+    check("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+    check("cuCtxSetCurrent", context)
+    check("cuModuleLoadData", ctypes.byref(module), PTX)
+    check("cuModuleGetFunction", ctypes.byref(kernel), module, b"burn")
+    rounds = ctypes.c_uint(200_000)
+    arguments = (ctypes.c_void_p * 1)(ctypes.cast(ctypes.byref(rounds), ctypes.c_void_p))
+    while True:
+        check("cuLaunchKernel", kernel, 1024, 1, 1, 256, 1, 1, 0, None, arguments, None)
+        check("cuCtxSynchronize")
+        yield
+
+
+def load_by_torch(index):
+    import torch
+
+    side = 4096
+    a = torch.randn(side, side, device=f"cuda:{index}", dtype=torch.float16)
+    while True:
+        for _ in range(10):
+            torch.mm(a, a)
+        torch.cuda.synchronize(index)
+        yield
+
+
+def load(seconds, duty, index):
+    """The child process: computes for `duty` of the time, prints how much it got done."""
+    try:
+        import torch
+
+        kind = "torch" if torch.cuda.is_available() else "driver"
+    except ImportError:
+        kind = "driver"
+    steps = load_by_torch(index) if kind == "torch" else load_by_driver(index)
+    next(steps)
+    done, start = 0, time.monotonic()
+    while time.monotonic() - start < seconds:
+        before = time.monotonic()
+        next(steps)
+        done += 1
+        time.sleep((time.monotonic() - before) * (1 / duty - 1))
+    print(json.dumps({"kind": kind, "steps_per_s": done / (time.monotonic() - start)}))
+
+
+def start_load(seconds, index, duty=1.0, cgroup=None):
+    command = [sys.executable, __file__, "--load", str(seconds), "--duty", str(duty)]
+    command += ["--device", str(index)]
+
+    def enter():
+        if cgroup is not None:
+            (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=enter)
+
+
+def finish_load(child):
+    out, _ = child.communicate()
+    if child.returncode != 0:
+        sys.exit("the load failed")
+    return json.loads(out)
+
+
+# ---- the checks ----------------------------------------------------------------------------------
+
+
+def cgroup2_mount():
+    for line in pathlib.Path("/proc/mounts").read_text().splitlines():
+        parts = line.split()
+        if parts[2] == "cgroup2":
+            return pathlib.Path(parts[1])
+    sys.exit("no cgroup2 file system is mounted")
+
+
+def profiled(args, nvml, duties):
+    """Loads in cgroups of their own, ecoprobe beside them: its report, and the counter's joules."""
+    mount = cgroup2_mount()
+    groups = [mount / f"ecoprobe-gpu-check-{os.getpid()}-{i}" for i in range(len(duties))]
+    watch = Watch(nvml)
+    try:
+        for group in groups:
+            group.mkdir()
+        watch.start()
+        pairs = zip(duties, groups)
+        children = [start_load(args.seconds + 8, args.device, duty, cg) for duty, cg in pairs]
+        time.sleep(5)  # the contexts are there, and the device is warm
+        command = [args.binary, "--gpu-energy", "nvml", "--format", "json"]
+        command += ["--duration", f"{args.seconds}s"]
+        if args.nvml_lib != "libnvidia-ml.so.1":
+            command += ["--nvml-lib", args.nvml_lib]
+        for group in groups:
+            command += ["--cgroup", str(group)]
+        report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        for child in children:
+            finish_load(child)
+        time.sleep(0.5)
+    finally:
+        watch.ended.set()
+        for group in groups:
+            if group.exists():
+                group.rmdir()
+    gpu = report["node"]["gpu"]
+    if gpu["measured_j"] is None:
+        sys.exit(f"ecoprobe measured no GPU energy: {'; '.join(report['warnings'])}")
+    theirs = watch.joules(timestamp(report["window"]["start"]), report["window"]["seconds"])
+    return {
+        "duties": duties,
+        "seconds": report["window"]["seconds"],
+        "counter_j": theirs,
+        "ecoprobe_j": gpu["measured_j"],
+        "idle_j": gpu["idle_j"],
+        "unattributed_j": gpu["unattributed_j"],
+        "workloads_j": [workload["energy_j"]["gpu"] for workload in report["workloads"]],
+        "methods": [[gpu["method"] for gpu in w["gpus"]] for w in report["workloads"]],
+        "nvml_us": report["self"]["nvml_us"],
+        "warnings": report["warnings"],
+    }
+
+
+def timestamp(rfc3339):
+    """Seconds since the epoch. Python before 3.11 reads neither `Z` nor nanoseconds."""
+    whole, fraction = re.fullmatch(r"([^.Z]+)(\.\d+)?Z", rfc3339).groups()
+    start = datetime.datetime.fromisoformat(whole).replace(tzinfo=datetime.timezone.utc)
+    return start.timestamp() + float(fraction or 0)
+
+
+def throughput(args):
+    """What the load gets done alone and with ecoprobe beside it, taken in turns."""
+    alone, beside = [], []
+    for _ in range(3):
+        alone.append(finish_load(start_load(args.seconds / 2, args.device)))
+        command = [args.binary, "--cgroup", "/", "--gpu-energy", "nvml", "--format", "json"]
+        probe = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        beside.append(finish_load(start_load(args.seconds / 2, args.device)))
+        probe.send_signal(signal.SIGINT)
+        probe.wait()
+    rate = lambda runs: [run["steps_per_s"] for run in runs]
+    return {"load": alone[0]["kind"], "alone": rate(alone), "beside": rate(beside)}
+
+
+def latencies(args, nvml):
+    found = {"idle": nvml.timed_calls()}
+    if not args.no_load:
+        child = start_load(8, args.device)
+        time.sleep(4)
+        found["loaded"] = nvml.timed_calls()
+        finish_load(child)
+    if shutil.which("nvidia-smi"):
+        beside = subprocess.Popen(["nvidia-smi", "-lms", "100"], stdout=subprocess.DEVNULL)
+        time.sleep(1)
+        found["nvidia-smi"] = nvml.timed_calls()
+        beside.terminate()
+        beside.wait()
+    quantile = lambda values, q: values[min(len(values) - 1, int(q * len(values)))]
+    return {
+        state: {call: [quantile(us, 0.5), quantile(us, 0.99)] for call, us in calls.items()}
+        for state, calls in found.items()
+    }
+
+
+def table(result):
+    print(f"\n{result['device']}, driver {result['driver']}\n")
+    for title, name in [("one process", "one"), ("two processes, one device", "two")]:
+        run = result.get(name)
+        if run is None:
+            continue
+        off = 100 * (run["ecoprobe_j"] / run["counter_j"] - 1)
+        print(f"{title}, {run['seconds']:.1f} s")
+        print(f"  device's counter   {run['counter_j']:12.1f} J")
+        print(f"  ecoprobe           {run['ecoprobe_j']:12.1f} J   {off:+.2f} %")
+        for duty, joules, method in zip(run["duties"], run["workloads_j"], run["methods"]):
+            print(f"    load at {duty:4.0%}     {joules:12.1f} J   {', '.join(method)}")
+        print(f"    idle             {run['idle_j']:12.1f} J")
+        print(f"    unattributed     {run['unattributed_j']:12.1f} J")
+    if "throughput" in result:
+        rates = result["throughput"]
+        alone, beside = statistics.median(rates["alone"]), statistics.median(rates["beside"])
+        noise = 100 * (max(rates["alone"]) - min(rates["alone"])) / alone
+        print(f"load ({rates['load']}): {alone:.1f} steps/s alone, {beside:.1f} with ecoprobe:", end="")
+        print(f" {100 * (beside / alone - 1):+.2f} % (runs alone differ by {noise:.2f} %)")
+    states = list(result["nvml_us"])
+    print("NVML call, us (p50 / p99)".ljust(28) + "".join(state.rjust(20) for state in states))
+    for call in result["nvml_us"]["idle"]:
+        row = (result["nvml_us"][state][call] for state in states)
+        print(f"  {call:26}" + "".join(f"{p50:10.0f} /{p99:8.0f}" for p50, p99 in row))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=20, help="length of each profiled run")
+    parser.add_argument("--device", type=int, default=0)
+    parser.add_argument("--nvml-lib", default="libnvidia-ml.so.1")
+    parser.add_argument("--no-load", action="store_true", help="only time the NVML calls")
+    parser.add_argument("--load", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--duty", type=float, default=1.0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.load is not None:
+        return load(args.load, args.duty, args.device)
+
+    nvml = Nvml(args.nvml_lib, args.device)
+    result = {"device": nvml.name, "uuid": nvml.uuid, "driver": nvml.driver}
+    result["nvml_us"] = latencies(args, nvml)
+    if not args.no_load:
+        if os.geteuid() != 0:
+            sys.exit("ecoprobe's probe needs root: run this with sudo")
+        subprocess.run(["cargo", "build", "--release", "-p", "ecoprobe"], cwd=ROOT, check=True)
+        target = os.environ.get("CARGO_TARGET_DIR", ROOT / "target")
+        args.binary = str(pathlib.Path(target) / "release" / "ecoprobe")
+        result["one"] = profiled(args, nvml, [1.0])
+        result["two"] = profiled(args, nvml, [1.0, 0.4])
+        result["throughput"] = throughput(args)
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        name = "-".join(nvml.name.lower().split())
+        file = RESULTS / f"gpu-{name}.json"
+        file.write_text(json.dumps(result, indent=2) + "\n")
+        print(f"kept in {file.relative_to(ROOT)}")
+    table(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+//! The thread that asks the driver: energy and power of every device often, who uses it rarely.
+
+use std::collections::BTreeSet;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender};
+use std::time::{Duration, Instant};
+
+use super::device::Device;
+use super::fault::OpenError;
+use super::latency::SharedLatencies;
+use super::nvml::Driver;
+use super::owner::PidOwner;
+use super::{Found, GpuOptions};
+use crate::meter::monotonic_ns;
+use crate::sample::Event;
+
+/// How often the counters are read while looking for the moment of a refresh, at start and end.
+const CLOSE_LOOK: Duration = Duration::from_millis(5);
+/// Two refreshes of the slowest counters seen, and some.
+pub(super) const LOOK_AT_MOST: Duration = Duration::from_millis(250);
+
+/// What every device needs to be read.
+#[derive(Debug)]
+pub(super) struct Context<O> {
+    pub(super) driver: Driver,
+    pub(super) owner: O,
+    /// The driver's pids mean something here.
+    pub(super) host_pids: bool,
+    pub(super) events: Sender<Event>,
+    said: BTreeSet<String>,
+}
+
+impl<O> Context<O> {
+    pub(super) fn publish(&self, event: Event) {
+        // Nobody listens any more: then nobody misses it.
+        let _ = self.events.send(event);
+    }
+
+    pub(super) fn warn(&self, message: String) {
+        self.publish(Event::Warning { message });
+    }
+
+    /// Warns, but of one thing only once.
+    pub(super) fn warn_once(&mut self, topic: String, message: impl FnOnce() -> String) {
+        if self.said.insert(topic) {
+            self.warn(message());
+        }
+    }
+}
+
+/// The body of the thread.
+pub(super) fn run<O: PidOwner>(
+    options: &GpuOptions,
+    owner: O,
+    latencies: SharedLatencies,
+    found: &SyncSender<Result<Found, OpenError>>,
+    events: Sender<Event>,
+    stopped: &Receiver<Instant>,
+) {
+    let driver = match Driver::open(options.library.as_deref(), latencies) {
+        Ok(driver) => driver,
+        Err(error) => {
+            let _ = found.send(Err(error));
+            return;
+        }
+    };
+    let mut warnings = Vec::new();
+    let missing = driver.missing();
+    if !missing.is_empty() {
+        warnings.push(format!("this NVML library lacks {}", missing.join(" and ")));
+    }
+    let host_pids = owner.sees_host_pids();
+    if !host_pids {
+        warnings.push(
+            "GPU energy cannot be billed: the driver gives pids of the host, and this process \
+             sees those of a container; run it in the host's pid namespace, or give it the host's \
+             procfs with --procfs"
+                .into(),
+        );
+    }
+    let count = match driver.device_count() {
+        Ok(count) => count,
+        Err(fault) => {
+            let message = format!("NVML cannot count its devices: {fault}");
+            let _ = found.send(Err(OpenError { absent: false, message }));
+            return;
+        }
+    };
+    let mut devices: Vec<Device> = Vec::new();
+    for index in 0..count {
+        match Device::find(&driver, index) {
+            Ok(device) if devices.iter().any(|known| known.uuid() == device.uuid()) => {
+                warnings.push(format!("NVML lists GPU {} twice", device.uuid()));
+            }
+            Ok(device) => devices.push(device),
+            Err(problem) => warnings.push(problem),
+        }
+    }
+    let listed = devices.iter().map(Device::describe).collect();
+    if found.send(Ok(Found { devices: listed, warnings })).is_err() || devices.is_empty() {
+        return;
+    }
+    let context = Context { driver, owner, host_pids, events, said: BTreeSet::new() };
+    Poller { context, devices, stopped }.run(options);
+}
+
+/// Whether to go on, and if not, until when there is time to finish.
+enum Order {
+    Continue,
+    /// With a last reading, by then.
+    Finish(Instant),
+    /// At once.
+    Quit,
+}
+
+struct Poller<'a, O> {
+    // Before the driver in `context`, so that what they keep in it is dropped before it is shut down.
+    devices: Vec<Device>,
+    context: Context<O>,
+    stopped: &'a Receiver<Instant>,
+}
+
+impl<O: PidOwner> Poller<'_, O> {
+    fn run(mut self, options: &GpuOptions) {
+        if let Order::Finish(deadline) = self.prime().unwrap_or_else(|| self.rounds(options)) {
+            self.close(deadline);
+        }
+    }
+
+    fn wait(&self, time: Duration) -> Order {
+        match self.stopped.recv_timeout(time) {
+            Ok(deadline) => Order::Finish(deadline),
+            Err(RecvTimeoutError::Timeout) => Order::Continue,
+            Err(RecvTimeoutError::Disconnected) => Order::Quit,
+        }
+    }
+
+    /// Watches the counters closely until each has moved twice: the first time is where the first
+    /// window begins, and both together tell how fast the counter refreshes.
+    fn prime(&mut self) -> Option<Order> {
+        let end = Instant::now() + LOOK_AT_MOST;
+        loop {
+            for device in &mut self.devices {
+                device.prime(&mut self.context);
+            }
+            if Instant::now() >= end || self.devices.iter().all(Device::primed) {
+                break;
+            }
+            match self.wait(CLOSE_LOOK) {
+                Order::Continue => {}
+                order => return Some(order),
+            }
+        }
+        None
+    }
+
+    /// Both groups until the end. The slow group goes through the devices one at a time, with a
+    /// fast round between any two when it is due, so neither group holds up the other for long.
+    fn rounds(&mut self, options: &GpuOptions) -> Order {
+        let start = Instant::now();
+        let (mut fast_due, mut slow_due) = (start, start);
+        let mut slow = self.devices.len();
+        loop {
+            if Instant::now() >= fast_due {
+                for device in &mut self.devices {
+                    device.read(&mut self.context);
+                }
+                fast_due = next(fast_due, options.interval);
+            }
+            if slow >= self.devices.len() && Instant::now() >= slow_due {
+                slow = 0;
+                slow_due = next(slow_due, options.process_interval);
+            }
+            let pause = match self.devices.get_mut(slow) {
+                Some(device) => {
+                    device.survey(&mut self.context);
+                    slow += 1;
+                    Duration::ZERO
+                }
+                None => fast_due.min(slow_due).saturating_duration_since(Instant::now()),
+            };
+            match self.wait(pause) {
+                Order::Continue => {}
+                order => return order,
+            }
+        }
+    }
+
+    /// Reads every counter until it has moved past now, then closes every device's last window.
+    fn close(&mut self, deadline: Instant) {
+        let end_ns = monotonic_ns();
+        let patience = deadline.min(Instant::now() + LOOK_AT_MOST);
+        while self.devices.iter().any(|device| !device.covers(end_ns)) {
+            for device in self.devices.iter_mut().filter(|device| !device.covers(end_ns)) {
+                device.read(&mut self.context);
+            }
+            if Instant::now() >= patience {
+                break;
+            }
+            std::thread::sleep(CLOSE_LOOK);
+        }
+        for device in &mut self.devices {
+            device.close(&mut self.context, end_ns, Instant::now() < deadline);
+        }
+    }
+}
+
+/// When a round is due again: missed ones are not made up for.
+fn next(due: Instant, interval: Duration) -> Instant {
+    let now = Instant::now();
+    if due + interval > now { due + interval } else { now + interval }
+}

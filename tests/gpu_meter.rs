@@ -1,0 +1,734 @@
+//! The GPU meter against a simulated driver (`tests/fake-nvml`) whose every joule is known.
+//!
+//! Each test has a machine of its own: a copy of the library beside its scenario. Intervals are
+//! shortened so that a second shows what a minute would.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
+
+use ecoprobe::error::Error;
+use ecoprobe::meter::gpu::{GpuEnd, GpuMeter, GpuOptions, Owners, PidOwner};
+use ecoprobe::meter::monotonic_ns;
+use ecoprobe::report::{GpuEnergyKind, GpuEnergySource, GpuReadMethod};
+use ecoprobe::sample::{Event, GpuMethod, GpuWindow, SLOT_OTHER};
+use ecoprobe::workload::hierarchy::Version;
+use fake_nvml::{Device, Fault, Process, Scenario, Utilisation};
+
+const GPU_IS_LOST: u32 = 15;
+const NO_PERMISSION: u32 = 4;
+const DRIVER_NOT_LOADED: u32 = 9;
+
+// ---- the machine ---------------------------------------------------------------------------------
+
+struct Machine {
+    directory: tempfile::TempDir,
+    scenario: Scenario,
+    start_ns: u64,
+}
+
+fn simulator() -> PathBuf {
+    // Cargo builds the library for this test's dependency, into the directory of its dependencies.
+    let own = std::env::current_exe().unwrap();
+    own.parent().unwrap().join("libfake_nvml.so")
+}
+
+impl Machine {
+    fn new(mut scenario: Scenario) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        for (index, device) in scenario.devices.iter_mut().enumerate() {
+            device.uuid = uuid(index);
+        }
+        std::fs::copy(simulator(), directory.path().join("libnvidia-ml.so.1")).unwrap();
+        Self { directory, scenario, start_ns: 0 }.started()
+    }
+
+    /// Lets the machine's time begin now.
+    fn started(mut self) -> Self {
+        self.start_ns = monotonic_ns();
+        self.scenario.start_ns = Some(self.start_ns);
+        let text = serde_json::to_string(&self.scenario).unwrap();
+        std::fs::write(self.directory.path().join("scenario.json"), text).unwrap();
+        self
+    }
+
+    fn of(devices: Vec<Device>) -> Self {
+        Self::new(Scenario { devices, ..Scenario::default() })
+    }
+
+    fn with_faults(devices: Vec<Device>, faults: Vec<Fault>) -> Self {
+        Self::new(Scenario { devices, faults, ..Scenario::default() })
+    }
+
+    fn library(&self) -> PathBuf {
+        self.directory.path().join("libnvidia-ml.so.1")
+    }
+
+    /// Takes functions out of the library: their names are changed where the loader looks for them.
+    fn without(self, symbols: &[&str]) -> Self {
+        let mut bytes = std::fs::read(self.library()).unwrap();
+        for symbol in symbols {
+            let name = format!("\0{symbol}\0").into_bytes();
+            let found: Vec<usize> = (0..bytes.len() - name.len())
+                .filter(|&at| bytes[at..].starts_with(&name))
+                .collect();
+            assert!(!found.is_empty(), "{symbol}");
+            for at in found {
+                bytes[at + 1] = b'x';
+            }
+        }
+        std::fs::write(self.library(), bytes).unwrap();
+        self.started()
+    }
+
+    fn options(&self) -> GpuOptions {
+        GpuOptions {
+            required: true,
+            library: Some(self.library()),
+            procfs: "/proc".into(),
+            interval: Duration::from_millis(10),
+            process_interval: Duration::from_millis(200),
+        }
+    }
+
+    /// Runs the meter until `seconds` after the machine's start.
+    fn run(&self, seconds: f64) -> Run {
+        self.run_with(seconds, &self.options(), pid_is_slot)
+    }
+
+    fn run_with(&self, seconds: f64, options: &GpuOptions, owner: impl PidOwner) -> Run {
+        let (meter, source, mut warnings) = GpuMeter::start(options.clone(), owner).unwrap();
+        let passed = Duration::from_nanos(monotonic_ns() - self.start_ns);
+        std::thread::sleep(Duration::from_secs_f64(seconds).saturating_sub(passed));
+        let stop_ns = monotonic_ns();
+        let mut events = Vec::new();
+        meter.drain(&mut events);
+        let end = meter.finish(Duration::from_secs(10));
+        events.extend(end.events.iter().cloned());
+        let mut windows: BTreeMap<String, Vec<GpuWindow>> = BTreeMap::new();
+        for event in events {
+            match event {
+                Event::Gpu(window) => windows.entry(window.uuid.clone()).or_default().push(window),
+                Event::Warning { message } => warnings.push(message),
+                other => panic!("{other:?}"),
+            }
+        }
+        Run { start_ns: self.start_ns, stop_ns, source, windows, warnings, end }
+    }
+}
+
+fn uuid(index: usize) -> String {
+    format!("GPU-{index:08}")
+}
+
+/// Pids up to 99 are workloads with the slot of that number, the rest belong to others.
+fn pid_is_slot(pid: u32) -> Option<usize> {
+    Some(if pid < 100 { pid as usize } else { SLOT_OTHER })
+}
+
+fn process(pid: u32, from_s: f64, to_s: f64, sm: f64) -> Process {
+    Process { pid, from_s, to_s, sm, ..Process::default() }
+}
+
+fn always(pid: u32, sm: f64) -> Process {
+    Process { pid, sm, ..Process::default() }
+}
+
+fn device(processes: Vec<Process>) -> Device {
+    Device { processes, ..Device::default() }
+}
+
+// ---- what came of it -----------------------------------------------------------------------------
+
+struct Run {
+    start_ns: u64,
+    stop_ns: u64,
+    source: GpuEnergySource,
+    windows: BTreeMap<String, Vec<GpuWindow>>,
+    warnings: Vec<String>,
+    end: GpuEnd,
+}
+
+/// A session in miniature: static energy apart, the rest by weight.
+#[derive(Debug, Default)]
+struct Books {
+    measured: f64,
+    idle: f64,
+    nobody: f64,
+    by_slot: BTreeMap<usize, f64>,
+}
+
+impl Run {
+    fn of(&self, index: usize) -> &[GpuWindow] {
+        self.windows.get(&uuid(index)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Seconds since the machine's start that the windows of a device reach from and to.
+    fn span(&self, index: usize) -> (f64, f64) {
+        let seconds = |ns: u64| (ns - self.start_ns) as f64 * 1e-9;
+        let windows = self.of(index);
+        (seconds(windows[0].from_ns), seconds(windows[windows.len() - 1].to_ns))
+    }
+
+    fn books(&self, index: usize, static_watts: f64) -> Books {
+        let mut books = Books::default();
+        for window in self.of(index) {
+            let joules = window.millijoules / 1e3;
+            let seconds = (window.to_ns - window.from_ns) as f64 * 1e-9;
+            let idle = (static_watts * seconds).min(joules);
+            let dynamic = joules - idle;
+            let weights: f64 = window.usage.iter().map(|usage| usage.weight).sum();
+            let weights = weights + window.lost_weight;
+            books.measured += joules;
+            books.idle += idle;
+            for usage in window.usage.iter().filter(|_| weights > 0.0) {
+                *books.by_slot.entry(usage.slot).or_default() += dynamic * usage.weight / weights;
+            }
+            if weights == 0.0 {
+                books.nobody += dynamic;
+            } else {
+                books.nobody += dynamic * window.lost_weight / weights;
+            }
+        }
+        let sum = books.idle + books.nobody + books.by_slot.values().sum::<f64>();
+        assert!((sum - books.measured).abs() <= 1e-9 * books.measured, "{books:?}");
+        books
+    }
+
+    /// Holds every user of a device, and the device, to the scenario's truth.
+    fn check(&self, index: usize, machine: &Machine, tolerance: f64) {
+        let device = &machine.scenario.devices[index];
+        let (from_s, to_s) = self.span(index);
+        assert!(from_s < 0.5, "the first window begins at {from_s} s");
+        let stop_s = (self.stop_ns - self.start_ns) as f64 * 1e-9;
+        assert!(to_s >= stop_s - 0.1, "windows end at {to_s} s, the run at {stop_s} s");
+        self.check_tiles(index);
+        let books = self.books(index, device.static_watts);
+        near("device", books.measured, device.joules(from_s, to_s), tolerance);
+        let mut truth: BTreeMap<usize, f64> = BTreeMap::new();
+        let pids: std::collections::BTreeSet<u32> =
+            device.processes.iter().map(|process| process.pid).collect();
+        for pid in pids {
+            let joules = device.dynamic_joules(pid, from_s, to_s);
+            *truth.entry(pid_is_slot(pid).unwrap()).or_default() += joules;
+        }
+        for (slot, joules) in truth {
+            let ours = books.by_slot.get(&slot).copied().unwrap_or(0.0);
+            near(&format!("slot {slot} on {index}"), ours, joules, tolerance);
+        }
+    }
+
+    fn check_tiles(&self, index: usize) {
+        for pair in self.of(index).windows(2) {
+            assert_eq!(pair[0].to_ns, pair[1].from_ns);
+        }
+    }
+
+    fn warned(&self, text: &str) -> usize {
+        self.warnings.iter().filter(|warning| warning.contains(text)).count()
+    }
+}
+
+#[track_caller]
+fn near(what: &str, ours: f64, truth: f64, tolerance: f64) {
+    assert!(
+        (ours - truth).abs() <= tolerance * truth.abs().max(1.0),
+        "{what}: {ours:.3} J, in truth {truth:.3} J ({:+.2} %)",
+        100.0 * (ours / truth - 1.0)
+    );
+}
+
+// ---- who pays ------------------------------------------------------------------------------------
+
+#[test]
+fn one_user_gets_all_that_it_caused() {
+    let machine = Machine::of(vec![device(vec![always(2, 80.0)])]);
+    let run = machine.run(1.2);
+    run.check(0, &machine, 0.01);
+    assert!(run.of(0).iter().all(|window| window.method == GpuMethod::Sole), "{:?}", run.of(0));
+    let window = &run.of(0)[1];
+    assert!(window.usage[0].holds && !window.unknown_users);
+    let power = window.mean_power_w.unwrap();
+    assert!((power - 250.0).abs() < 1.0, "{power}");
+    assert_eq!(run.source.kind, GpuEnergyKind::Nvml);
+    assert_eq!(run.source.devices[0].method, GpuReadMethod::Counter);
+    assert_eq!(run.source.devices[0].name, "Simulated GPU");
+    assert!(run.warnings.is_empty(), "{:?}", run.warnings);
+    assert!(run.end.nvml_us.p99.is_some());
+    assert!(run.end.calls.iter().any(|(call, _)| *call == "nvmlDeviceGetTotalEnergyConsumption"));
+}
+
+#[test]
+fn two_users_share_by_what_they_computed() {
+    let machine = Machine::of(vec![device(vec![always(2, 70.0), always(3, 30.0)])]);
+    let run = machine.run(1.2);
+    run.check(0, &machine, 0.01);
+    assert!(run.of(0).iter().all(|window| window.method == GpuMethod::Utilisation));
+    let window = &run.of(0)[1];
+    let seconds = (window.to_ns - window.from_ns) as f64 * 1e-9;
+    let busy = window.usage[0].busy_seconds.unwrap();
+    assert!((busy / seconds - 0.7).abs() < 0.07, "{busy} of {seconds}");
+    assert!(window.busy.unwrap() > 0.95, "{:?}", window.busy);
+}
+
+#[test]
+fn a_holder_that_does_not_compute_pays_nothing() {
+    let idle = Process { sm: 0.0, memory_mib: Some(40_000), ..always(100, 0.0) };
+    let machine = Machine::of(vec![device(vec![always(2, 60.0), idle])]);
+    let run = machine.run(1.0);
+    run.check(0, &machine, 0.01);
+}
+
+fn fleeting() -> Device {
+    device(vec![
+        process(2, 0.40, 0.75, 80.0),
+        process(3, 0.60, 1.10, 20.0),
+        process(4, 1.15, 1.35, 40.0),
+        process(100, 1.28, 1.66, 60.0),
+    ])
+}
+
+#[test]
+fn users_that_come_and_go_within_a_window_pay_their_part() {
+    let machine = Machine::of(vec![fleeting()]);
+    let mut options = machine.options();
+    options.process_interval = Duration::from_millis(500);
+    let run = machine.run_with(1.8, &options, pid_is_slot);
+    // Within 0.5 % on a quiet machine; on a busy one the poller is late by milliseconds.
+    run.check(0, &machine, 0.015);
+}
+
+#[test]
+fn a_driver_that_gives_means_is_understood_too() {
+    let device = Device { utilisation: Utilisation::Query, ..fleeting() };
+    let machine = Machine::of(vec![device]);
+    let run = machine.run(1.8);
+    // Within a window only the mean is known, in whole percent, while power changes.
+    run.check(0, &machine, 0.1);
+}
+
+#[test]
+fn eight_devices_do_not_mix() {
+    let devices = (0..8u32)
+        .map(|i| Device {
+            static_watts: 40.0 + f64::from(i),
+            full_watts: 300.0 + 50.0 * f64::from(i),
+            refresh_ms: Some(20.0 + 10.0 * f64::from(i)),
+            processes: vec![always(2 + i, 10.0 + 10.0 * f64::from(i)), always(20, 10.0)],
+            ..Device::default()
+        })
+        .collect();
+    let machine = Machine::of(devices);
+    let run = machine.run(1.8);
+    for index in 0..8 {
+        run.check(index, &machine, 0.01);
+    }
+}
+
+#[test]
+fn sixty_four_devices_are_no_trouble() {
+    let machine = Machine::of((0..64).map(|i| device(vec![always(2 + i, 50.0)])).collect());
+    let run = machine.run(1.5);
+    assert_eq!(run.source.devices.len(), 64);
+    for index in 0..64 {
+        run.check(index, &machine, 0.02);
+    }
+}
+
+#[test]
+fn without_utilisation_memory_decides() {
+    let memory = |pid, mib| Process { memory_mib: Some(mib), ..always(pid, 50.0) };
+    let machine = Machine::of(vec![Device {
+        utilisation: Utilisation::None,
+        processes: vec![memory(2, 3000), memory(3, 1000)],
+        ..Device::default()
+    }]);
+    let run = machine.run(1.0);
+    assert!(run.of(0).iter().all(|window| window.method == GpuMethod::Memory));
+    let books = run.books(0, 50.0);
+    near("3:1", books.by_slot[&2], 3.0 * books.by_slot[&3], 1e-9);
+    assert_eq!(run.of(0)[0].usage[0].busy_seconds, None);
+}
+
+#[test]
+fn slices_decide_under_mig() {
+    let on = |pid, instance, sm| Process { instance, ..always(pid, sm) };
+    let machine = Machine::of(vec![Device {
+        mig: vec![4, 2, 1],
+        processes: vec![on(2, 0, 40.0), on(3, 1, 20.0), on(3, 1, 0.0)],
+        ..Device::default()
+    }]);
+    let run = machine.run(1.0);
+    assert!(run.of(0).iter().all(|window| window.method == GpuMethod::Mig));
+    let books = run.books(0, 50.0);
+    near("4:2", books.by_slot[&2], 2.0 * books.by_slot[&3], 1e-9);
+    run.check(0, &machine, 0.01);
+    assert!(run.warnings.is_empty(), "{:?}", run.warnings);
+}
+
+#[test]
+fn utilisation_of_instances_decides_where_it_is_known() {
+    let on = |pid, instance, sm| Process { instance, ..always(pid, sm) };
+    let leaving = Process { to_s: 0.75, ..on(4, 2, 10.0) };
+    let machine = Machine::of(vec![Device {
+        mig: vec![4, 2, 1],
+        gpm: true,
+        processes: vec![on(2, 0, 10.0), on(3, 1, 25.0), leaving],
+        ..Device::default()
+    }]);
+    let run = machine.run(1.4);
+    assert!(run.of(0)[1..].iter().all(|window| window.method == GpuMethod::Mig));
+    run.check(0, &machine, 0.15);
+    let (from_s, to_s) = run.span(0);
+    let truth = machine.scenario.devices[0].dynamic_joules(3, from_s, to_s);
+    near("slot 3", run.books(0, 50.0).by_slot[&3], truth, 0.05);
+}
+
+#[test]
+fn a_process_that_vanished_unseen_takes_its_share_to_nobody() {
+    let machine = Machine::of(vec![device(vec![always(2, 50.0), always(7, 50.0)])]);
+    let owner = |pid: u32| (pid == 2).then_some(2);
+    let run = machine.run_with(1.0, &machine.options(), owner);
+    let books = run.books(0, 50.0);
+    near("half", books.nobody, books.by_slot[&2], 0.01);
+}
+
+#[test]
+fn a_process_that_vanished_is_remembered() {
+    let machine = Machine::of(vec![device(vec![process(2, 0.0, 0.55, 50.0), always(3, 50.0)])]);
+    let start = Instant::now();
+    // Only while it lives can it be asked whose it is.
+    let owner = move |pid: u32| {
+        (pid != 2 || start.elapsed() < Duration::from_millis(500)).then_some(pid as usize)
+    };
+    let run = machine.run_with(1.0, &machine.options(), owner);
+    run.check(0, &machine, 0.02);
+    assert!(run.books(0, 50.0).nobody < 1e-9);
+}
+
+#[test]
+fn real_processes_are_found_in_their_cgroups() {
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+    let path = own.lines().find_map(|line| line.strip_prefix("0::"));
+    let Some(path) = path else { return };
+    let machine = Machine::of(vec![device(vec![always(std::process::id(), 50.0)])]);
+    let workloads = Arc::new(RwLock::new(vec![(path.to_owned(), 5)]));
+    let owners = Owners::new("/proc".as_ref(), Version::V2, workloads);
+    let run = machine.run_with(0.8, &machine.options(), move |pid| owners.slot_of(pid));
+    assert!(run.of(0).iter().all(|window| window.usage[0].slot == 5), "{:?}", run.of(0));
+}
+
+// ---- where the energy comes from -----------------------------------------------------------------
+
+#[test]
+fn power_samples_stand_in_for_a_counter() {
+    let machine = Machine::of(vec![Device { refresh_ms: None, ..fleeting() }]);
+    let run = machine.run(1.8);
+    assert_eq!(run.source.devices[0].method, GpuReadMethod::Power);
+    // Where power jumps, the straight line between two samples is off by half their distance.
+    run.check(0, &machine, 0.05);
+}
+
+#[test]
+fn power_readings_stand_in_for_samples() {
+    let machine = Machine::of(vec![Device {
+        refresh_ms: None,
+        power_samples: false,
+        processes: vec![always(2, 70.0), always(3, 30.0)],
+        ..Device::default()
+    }]);
+    let run = machine.run(1.0);
+    assert_eq!(run.source.devices[0].method, GpuReadMethod::Power);
+    run.check(0, &machine, 0.01);
+}
+
+#[test]
+fn a_slow_counter_is_not_made_finer_than_it_is() {
+    let slow = Device { refresh_ms: Some(100.0), ..device(vec![always(2, 70.0)]) };
+    let machine = Machine::of(vec![slow]);
+    let run = machine.run(1.5);
+    run.check(0, &machine, 0.015);
+    for window in run.of(0) {
+        let resolution = window.resolution_ms.unwrap_or(100.0);
+        assert!((80.0..130.0).contains(&resolution), "{window:?}");
+    }
+}
+
+#[test]
+fn a_counter_that_goes_back_costs_only_that_moment() {
+    let reset = Device { reset_s: Some(0.9), ..device(vec![always(2, 70.0)]) };
+    let machine = Machine::of(vec![reset, device(vec![always(2, 70.0)])]);
+    let run = machine.run(1.8);
+    assert_eq!(run.warned("jumped"), 1, "{:?}", run.warnings);
+    let device = &machine.scenario.devices[0];
+    let (from_s, to_s) = run.span(0);
+    let missing = device.joules(from_s, to_s) - run.books(0, 50.0).measured;
+    assert!((0.0..device.watts(1.0) * 0.1).contains(&missing), "{missing} J");
+    assert!(run.of(0).iter().all(|window| window.millijoules >= 0.0));
+    run.check(1, &machine, 0.01);
+}
+
+#[test]
+fn a_device_lost_and_returned_costs_no_other_a_joule() {
+    let devices = vec![device(vec![always(2, 70.0)]), device(vec![always(2, 40.0)])];
+    let gone =
+        Fault { device: Some(0), from_s: 0.8, to_s: 1.3, code: GPU_IS_LOST, ..Fault::default() };
+    let machine = Machine::with_faults(devices, vec![gone]);
+    let run = machine.run(2.2);
+    assert_eq!(run.warned("stopped answering"), 1, "{:?}", run.warnings);
+    assert_eq!(run.warned("answers again"), 1, "{:?}", run.warnings);
+    run.check(1, &machine, 0.01);
+
+    let seconds = |ns: u64| (ns - run.start_ns) as f64 * 1e-9;
+    let device = &machine.scenario.devices[0];
+    let mut gaps = 0;
+    for pair in run.of(0).windows(2) {
+        gaps += usize::from(pair[0].to_ns != pair[1].from_ns);
+    }
+    assert_eq!(gaps, 1);
+    for window in run.of(0) {
+        let (from_s, to_s) = (seconds(window.from_ns), seconds(window.to_ns));
+        assert!(to_s <= 0.85 || from_s >= 1.25, "{from_s}..{to_s}");
+    }
+    let truth: f64 = run
+        .of(0)
+        .iter()
+        .map(|window| device.joules(seconds(window.from_ns), seconds(window.to_ns)))
+        .sum();
+    near("the lost device", run.books(0, 50.0).measured, truth, 0.02);
+}
+
+// ---- a slow driver -------------------------------------------------------------------------------
+
+#[test]
+fn a_slow_driver_never_holds_up_the_tick() {
+    let devices = (0..8).map(|i| device(vec![always(2 + i, 50.0)])).collect();
+    let machine = Machine::new(Scenario { delay_ms: 10.0, devices, ..Scenario::default() });
+    let mut options = machine.options();
+    options.interval = Duration::from_millis(100);
+    let (meter, ..) = GpuMeter::start(options, pid_is_slot).unwrap();
+    let mut events = Vec::new();
+    let mut ticks = Vec::new();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(2500) {
+        std::thread::sleep(Duration::from_millis(2));
+        let before = Instant::now();
+        meter.drain(&mut events);
+        ticks.push(before.elapsed());
+    }
+    let stop_ns = monotonic_ns();
+    let before = Instant::now();
+    let end = meter.finish(Duration::from_secs(3));
+    assert!(before.elapsed() < Duration::from_millis(3100), "{:?}", before.elapsed());
+    events.extend(end.events);
+    ticks.sort_unstable();
+    let p99 = ticks[ticks.len() * 99 / 100];
+    assert!(p99 < Duration::from_millis(1), "{p99:?}");
+    assert!(end.nvml_us.p50.unwrap() >= 10_000.0, "{:?}", end.nvml_us);
+
+    let mut last: BTreeMap<String, u64> = BTreeMap::new();
+    for event in events {
+        let Event::Gpu(window) = event else { panic!("{event:?}") };
+        let before = last.insert(window.uuid.clone(), window.to_ns);
+        assert!(before.is_none_or(|to_ns| to_ns == window.from_ns));
+    }
+    assert_eq!(last.len(), 8);
+    assert!(last.values().all(|to_ns| *to_ns >= stop_ns), "windows reach past the end of the run");
+}
+
+#[test]
+fn a_driver_that_hangs_is_left_behind() {
+    let hang = Fault { delay_ms: 4000.0, from_s: 0.6, device: Some(0), ..Fault::default() };
+    let machine = Machine::with_faults(vec![device(vec![always(2, 50.0)])], vec![hang]);
+    let (meter, ..) = GpuMeter::start(machine.options(), pid_is_slot).unwrap();
+    std::thread::sleep(Duration::from_millis(900));
+    let before = Instant::now();
+    let end = meter.finish(Duration::from_millis(200));
+    assert!(before.elapsed() < Duration::from_millis(400), "{:?}", before.elapsed());
+    let warned = end
+        .events
+        .iter()
+        .any(|event| matches!(event, Event::Warning { message } if message.contains("in time")));
+    assert!(warned, "{:?}", end.events);
+}
+
+// ---- bad input -----------------------------------------------------------------------------------
+
+fn refused(options: GpuOptions) -> String {
+    let error = GpuMeter::start(GpuOptions { required: true, ..options.clone() }, pid_is_slot)
+        .map(|(_, source, _)| source)
+        .unwrap_err();
+    let Error::Cannot(message) = error else { panic!("{error:?}") };
+    // Not asked for by name: a warning, no GPU, and a meter that yields nothing.
+    let (meter, source, warnings) =
+        GpuMeter::start(GpuOptions { required: false, ..options }, pid_is_slot).unwrap();
+    assert_eq!((source.kind, source.devices.len()), (GpuEnergyKind::None, 0));
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    let mut events = Vec::new();
+    meter.drain(&mut events);
+    events.extend(meter.finish(Duration::from_secs(1)).events);
+    assert!(events.is_empty(), "{events:?}");
+    message
+}
+
+#[test]
+fn what_is_not_nvml_is_refused_in_a_sentence() {
+    let machine = Machine::of(vec![]);
+    let message = refused(machine.options());
+    assert!(message.contains("no GPU") && message.contains("nvidia-smi"), "{message}");
+
+    let with = |library: PathBuf| GpuOptions { library: Some(library), ..machine.options() };
+    let text = machine.directory.path().join("scenario.json");
+    assert!(refused(with(text)).contains("cannot load"));
+    assert!(refused(with("/nonexistent/libnvidia-ml.so".into())).contains("cannot load"));
+    assert!(refused(with("libc.so.6".into())).contains("it lacks nvmlInit_v2"));
+}
+
+#[test]
+fn a_driver_that_is_not_loaded_is_refused_in_a_sentence() {
+    let fault = Fault { call: "nvmlInit".into(), code: DRIVER_NOT_LOADED, ..Fault::default() };
+    let machine = Machine::with_faults(vec![device(vec![])], vec![fault]);
+    assert!(refused(machine.options()).contains("driver is not loaded"));
+}
+
+#[test]
+fn no_library_and_no_driver_is_not_worth_a_word() {
+    let empty = tempfile::tempdir().unwrap();
+    let options = GpuOptions {
+        required: false,
+        library: None,
+        procfs: empty.path().into(),
+        interval: Duration::from_millis(10),
+        process_interval: Duration::from_millis(100),
+    };
+    let (_, source, warnings) = GpuMeter::start(options, pid_is_slot).unwrap();
+    // On a machine with a GPU there is something to find; elsewhere there is nothing to say.
+    if source.kind == GpuEnergyKind::None {
+        assert!(warnings.is_empty(), "{warnings:?}");
+    }
+}
+
+#[test]
+fn a_library_without_the_newer_functions_does_what_it_can() {
+    let processes = vec![always(2, 60.0), Process { memory_mib: Some(3072), ..always(3, 30.0) }];
+    let machine = Machine::of(vec![device(processes)]).without(&[
+        "nvmlDeviceGetTotalEnergyConsumption",
+        "nvmlDeviceGetProcessUtilization",
+        "nvmlDeviceGetFieldValues",
+        "nvmlDeviceGetHandleByUUID",
+        "nvmlDeviceGetMigMode",
+    ]);
+    let run = machine.run(1.0);
+    assert_eq!(run.warned("lacks nvmlDeviceGetTotalEnergyConsumption"), 1, "{:?}", run.warnings);
+    assert_eq!(run.source.devices[0].method, GpuReadMethod::Power);
+    let books = run.books(0, 50.0);
+    near("1:3", 3.0 * books.by_slot[&2], books.by_slot[&3], 1e-9);
+}
+
+#[test]
+fn a_library_without_what_is_needed_is_refused() {
+    let machine = Machine::of(vec![device(vec![])]).without(&["nvmlDeviceGetUUID"]);
+    assert!(refused(machine.options()).contains("it lacks nvmlDeviceGetUUID"));
+}
+
+#[test]
+fn nonsense_from_the_driver_is_told_and_survived() {
+    for (call, told) in [
+        ("nvmlDeviceGetComputeRunningProcesses", "does not tell who is on it"),
+        ("nvmlDeviceGetProcessUtilization", "does not tell who computes on it"),
+        ("nvmlDeviceGetSamples", "does not tell how busy it is"),
+        ("nvmlDeviceGetFieldValues", "does not tell its power"),
+        ("nvmlDeviceGetName", ""),
+        ("nvmlDeviceGetUUID", ""),
+    ] {
+        let fault = Fault { call: call.into(), nonsense: true, ..Fault::default() };
+        let machine = Machine::with_faults(vec![device(vec![always(2, 60.0)])], vec![fault]);
+        let run = machine.run(0.7);
+        let windows: Vec<&GpuWindow> = run.windows.values().flatten().collect();
+        assert!(!windows.is_empty(), "{call}");
+        let expected = usize::from(!told.is_empty());
+        assert_eq!(run.warnings.len(), expected, "{call}: {:?}", run.warnings);
+        assert_eq!(run.warned(told), expected, "{call}: {:?}", run.warnings);
+        if call == "nvmlDeviceGetName" {
+            assert_eq!(run.source.devices[0].name, "x".repeat(96));
+        }
+    }
+}
+
+#[test]
+fn a_nonsensical_number_of_devices_is_refused() {
+    let fault = Fault { call: "nvmlDeviceGetCount".into(), nonsense: true, ..Fault::default() };
+    let machine = Machine::with_faults(vec![device(vec![])], vec![fault]);
+    assert!(refused(machine.options()).contains("4294967295 devices"));
+}
+
+#[test]
+fn a_counter_gone_mad_is_not_energy() {
+    let fault = Fault {
+        call: "nvmlDeviceGetTotalEnergyConsumption".into(),
+        nonsense: true,
+        from_s: 0.6,
+        to_s: 0.8,
+        ..Fault::default()
+    };
+    let machine = Machine::with_faults(vec![device(vec![always(2, 60.0)])], vec![fault]);
+    let run = machine.run(1.4);
+    assert_eq!(run.warned("jumped"), 1, "{:?}", run.warnings);
+    let most = machine.scenario.devices[0].joules(0.0, 1.6);
+    assert!(run.books(0, 50.0).measured < most);
+}
+
+#[test]
+fn nonsense_about_mig_is_told_and_survived() {
+    for call in ["nvmlDeviceGetMaxMigDeviceCount", "nvmlDeviceGetAttributes"] {
+        let fault = Fault { call: call.into(), nonsense: true, ..Fault::default() };
+        let mig = Device { mig: vec![4, 3], ..device(vec![always(2, 60.0)]) };
+        let machine = Machine::with_faults(vec![mig], vec![fault]);
+        let run = machine.run(0.7);
+        assert_eq!(run.warned("MIG instance"), 1, "{call}: {:?}", run.warnings);
+        assert!(run.of(0).iter().all(|window| window.unknown_users), "{call}");
+    }
+}
+
+#[test]
+fn without_permission_nobody_is_billed_but_energy_is_measured() {
+    let denied = |call: &str| Fault { call: call.into(), code: NO_PERMISSION, ..Fault::default() };
+    let machine = Machine::with_faults(
+        vec![device(vec![always(2, 60.0)])],
+        vec![
+            denied("nvmlDeviceGetComputeRunningProcesses"),
+            denied("nvmlDeviceGetGraphicsRunningProcesses"),
+            denied("nvmlDeviceGetProcessUtilization"),
+        ],
+    );
+    let run = machine.run(0.8);
+    assert_eq!(run.warned("permission"), 2, "{:?}", run.warnings);
+    assert!(run.of(0).iter().all(|window| window.unknown_users && window.usage.is_empty()));
+    let (from_s, to_s) = run.span(0);
+    let truth = machine.scenario.devices[0].joules(from_s, to_s);
+    near("device", run.books(0, 50.0).measured, truth, 0.02);
+}
+
+struct InContainer;
+
+impl PidOwner for InContainer {
+    fn slot_of(&self, _: u32) -> Option<usize> {
+        panic!("a pid of another namespace must not be looked up here")
+    }
+
+    fn sees_host_pids(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn host_pids_are_not_looked_up_in_a_container() {
+    let machine = Machine::of(vec![device(vec![always(2, 60.0)])]);
+    let run = machine.run_with(0.8, &machine.options(), InContainer);
+    assert_eq!(run.warned("pid namespace"), 1, "{:?}", run.warnings);
+    assert!(!run.of(0).is_empty());
+    assert!(run.of(0).iter().all(|window| window.unknown_users && window.usage.is_empty()));
+}
