@@ -16,7 +16,7 @@ use crate::host::{self, topology::Topology};
 use crate::meter::cpu_time::{CpuTime, LoadOptions};
 use crate::meter::gpu::{GpuMeter, GpuOptions, Owners, Workloads};
 use crate::meter::{EnergyMeter, monotonic_ns, open_cpu_energy};
-use crate::recording::Recorder;
+use crate::recording::{Recorder, RecordingError};
 use crate::report::{
     CpuTimeSource, GpuEnergyKind, GpuEnergySource, Host, Own, Quantiles, Report, Sources,
 };
@@ -56,7 +56,9 @@ pub struct Collector {
     /// Who is who, for the GPU meter's thread.
     owners: Workloads,
     nvml_us: Quantiles,
+    /// `None` if nothing is to be recorded, or once it could not be.
     recorder: Option<Recorder>,
+    recording_failed: bool,
     /// Buffers of the tick: it allocates nothing.
     sample: Sample,
     problems: Vec<String>,
@@ -137,6 +139,7 @@ impl Collector {
             owners: gpu.owners,
             nvml_us: Quantiles::default(),
             recorder,
+            recording_failed: false,
             sample: Sample::default(),
             problems: Vec::new(),
             gpu_events: Vec::new(),
@@ -148,12 +151,12 @@ impl Collector {
             notes: Vec::new(),
         };
         for note in energy.notes.into_iter().chain(gpu.warnings) {
-            collector.warn(note)?;
+            collector.warn(note);
         }
         for workload in workloads {
             collector.add(workload.clone())?;
         }
-        collector.tick(Last::No)?;
+        collector.tick(Last::No);
         Ok(collector)
     }
 
@@ -173,15 +176,20 @@ impl Collector {
         drop(owners);
         let event = Event::Workload(workload);
         self.session.apply(&event);
-        self.record(&event)
+        self.record(&event);
+        Ok(())
     }
 
-    /// Something that the reader of the report should know; also for standard error.
-    pub fn warn(&mut self, message: String) -> anyhow::Result<()> {
+    /// Something that the reader of the report should know; also for standard error. Said once,
+    /// however often it is found.
+    pub fn warn(&mut self, message: String) {
+        if self.session.knows_warning(&message) {
+            return;
+        }
         self.notes.push(message.clone());
         let event = Event::Warning { message };
         self.session.apply(&event);
-        self.record(&event)
+        self.record(&event);
     }
 
     /// What there is to say on standard error since the last call.
@@ -191,7 +199,7 @@ impl Collector {
 
     /// Reads every meter and commits. `false`: a counter failed and nothing was committed; the next
     /// tick covers this one's time.
-    pub fn tick(&mut self, last: Last) -> anyhow::Result<bool> {
+    pub fn tick(&mut self, last: Last) -> bool {
         let start = monotonic_ns();
         self.read();
         let mut news = Vec::new();
@@ -212,26 +220,25 @@ impl Collector {
         // From here on nothing is part of the tick any more.
         news.extend(self.cpu_time.warnings());
         for message in news {
-            self.warn(message)?;
+            self.warn(message);
         }
         if commit && self.recorder.is_some() {
-            self.record(&Event::Sample(self.sample.clone()))?;
+            self.record(&Event::Sample(self.sample.clone()));
         }
-        self.record_gpu_events()?;
-        Ok(commit)
+        self.record_gpu_events();
+        commit
     }
 
     /// The session has seen them already.
-    fn record_gpu_events(&mut self) -> anyhow::Result<()> {
+    fn record_gpu_events(&mut self) {
         let mut events = std::mem::take(&mut self.gpu_events);
         for event in events.drain(..) {
             if let Event::Warning { message } = &event {
                 self.notes.push(message.clone());
             }
-            self.record(&event)?;
+            self.record(&event);
         }
         self.gpu_events = events;
-        Ok(())
     }
 
     fn read(&mut self) {
@@ -298,7 +305,7 @@ impl Collector {
     }
 
     /// The report of everything up to the last tick, and the end of the recording.
-    pub fn finish(&mut self) -> anyhow::Result<Report> {
+    pub fn finish(&mut self) -> Report {
         if let Some(gpu) = self.gpu.take() {
             let end = gpu.finish(GPU_PATIENCE);
             self.nvml_us = end.nvml_us;
@@ -306,19 +313,25 @@ impl Collector {
             for event in &self.gpu_events {
                 self.session.apply(event);
             }
-            self.record_gpu_events()?;
+            self.record_gpu_events();
         }
         if self.refused_workloads > 0 {
             self.warn(format!(
                 "{} workloads found no room and are part of `other`; raise --max-workloads",
                 self.refused_workloads
-            ))?;
+            ));
         }
-        let report = self.session.report(self.own());
-        if let Some(recorder) = self.recorder.take() {
-            recorder.finish()?;
+        if let Some(recorder) = self.recorder.take()
+            && let Err(error) = recorder.finish()
+        {
+            self.give_up_recording(error);
         }
-        Ok(report)
+        self.session.report(self.own())
+    }
+
+    /// Whether a recording that was asked for is not, or not all, there.
+    pub fn recording_failed(&self) -> bool {
+        self.recording_failed
     }
 
     fn own(&self) -> Own {
@@ -330,11 +343,20 @@ impl Collector {
         }
     }
 
-    fn record(&mut self, event: &Event) -> anyhow::Result<()> {
-        if let Some(recorder) = &mut self.recorder {
-            recorder.write(event)?;
+    fn record(&mut self, event: &Event) {
+        if let Some(recorder) = &mut self.recorder
+            && let Err(error) = recorder.write(event)
+        {
+            self.give_up_recording(error);
         }
-        Ok(())
+    }
+
+    /// Without it the run goes on: what is being measured cannot be measured again.
+    fn give_up_recording(&mut self, error: RecordingError) {
+        self.recorder = None;
+        self.recording_failed = true;
+        let error = anyhow::Error::from(error);
+        self.warn(format!("{error:#}; the run goes on without it"));
     }
 }
 

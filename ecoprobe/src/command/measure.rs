@@ -1,6 +1,7 @@
 //! The loop that `watch` and `run` share: tick, show, and notice when it is over.
 
 use std::collections::HashMap;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -15,8 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use super::child::Signals;
 use crate::cli::{Format, MeasureArgs};
 use crate::collector::{CgroupChanges, Collector, Last};
-use crate::output::Output;
-use crate::report::Report;
+use crate::output::{self, Output};
 use crate::sample::Workload;
 use crate::workload::hierarchy::Hierarchy;
 
@@ -24,6 +24,8 @@ use crate::workload::hierarchy::Hierarchy;
 pub(super) struct Measurement {
     collector: Collector,
     output: Box<dyn Output>,
+    /// Why the output takes no more.
+    failure: Option<Failure>,
     /// The table lists warnings itself.
     notes_in_report: bool,
     ticker: tokio::time::Interval,
@@ -45,7 +47,7 @@ impl Measurement {
     /// measured was started.
     pub(super) fn start(
         args: &MeasureArgs,
-        mut collector: Collector,
+        collector: Collector,
         mut output: Box<dyn Output>,
         signals: Signals,
     ) -> anyhow::Result<Self> {
@@ -55,20 +57,22 @@ impl Measurement {
         // After a pause the windows go on where they would have been; the late one is longer.
         ticker.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let notes_in_report = args.output.format == Format::Table;
-        show_notes(collector.notes(), output.as_mut(), notes_in_report)?;
         let events = collector.cgroup_events_fd()?;
         // SAFETY: an `OwnedFd` stays open, and the same, until it is dropped.
         let cgroup_events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) }
             .context("cannot wait for the probe's events")?;
-        Ok(Self {
+        let mut run = Self {
             collector,
             output,
+            failure: None,
             notes_in_report,
             ticker,
             deadline: args.duration.map(|duration| now + duration),
             signals,
             cgroup_events,
-        })
+        };
+        run.show_notes();
+        Ok(run)
     }
 
     pub(super) fn collector(&mut self) -> &mut Collector {
@@ -93,42 +97,77 @@ impl Measurement {
     }
 
     /// A sample, and its window on the output.
-    pub(super) fn tick(&mut self) -> anyhow::Result<()> {
-        let committed = self.collector.tick(Last::No)?;
-        self.show(committed)
+    pub(super) fn tick(&mut self) {
+        self.tick_and_show(Last::No);
     }
 
     /// The last sample, and its window.
-    pub(super) fn last_tick(&mut self) -> anyhow::Result<()> {
-        let committed = self.collector.tick(Last::Yes)?;
-        self.show(committed)
+    pub(super) fn last_tick(&mut self) {
+        self.tick_and_show(Last::Yes);
     }
 
-    /// The report of everything up to the last tick.
-    pub(super) fn finish(mut self, more_warnings: Vec<String>) -> anyhow::Result<Report> {
+    fn tick_and_show(&mut self, last: Last) {
+        let committed = self.collector.tick(last);
+        self.show_notes();
+        if committed
+            && self.output.shows_windows()
+            && let Some(window) = self.collector.session().window()
+        {
+            self.deliver(|output| output.window(&window));
+        }
+    }
+
+    /// Whether the output takes no more: there is nothing left to go on for but the measuring.
+    pub(super) fn output_failed(&self) -> bool {
+        self.failure.is_some()
+    }
+
+    /// The report of everything up to the last tick. `false` if what was asked for could not all be
+    /// written; standard error has heard why, and the report where it would be lost otherwise.
+    pub(super) fn finish(mut self, more_warnings: Vec<String>) -> bool {
         for warning in more_warnings {
-            self.collector.warn(warning)?;
+            self.collector.warn(warning);
         }
-        let report = self.collector.finish()?;
-        show_notes(self.collector.notes(), self.output.as_mut(), self.notes_in_report)?;
-        self.output.finish(&report)?;
-        Ok(report)
+        let report = self.collector.finish();
+        self.show_notes();
+        self.deliver(|output| output.finish(&report));
+        if self.failure == Some(Failure::Said) {
+            output::rescue(&report);
+        }
+        self.failure.is_none() && !self.collector.recording_failed()
     }
 
-    fn show(&mut self, committed: bool) -> anyhow::Result<()> {
-        show_notes(self.collector.notes(), self.output.as_mut(), self.notes_in_report)?;
-        if committed && let Some(window) = self.collector.session().window() {
-            self.output.window(&window)?;
+    fn show_notes(&mut self) {
+        let notes = self.collector.notes();
+        if !self.notes_in_report {
+            self.deliver(|output| notes.iter().try_for_each(|note| output.note(note)));
         }
-        Ok(())
+    }
+
+    /// Hands something to the output, up to the first failure. That does not end the run by itself:
+    /// what goes on here cannot be measured again, and `run` has a command to wait for.
+    fn deliver(&mut self, write: impl FnOnce(&mut dyn Output) -> io::Result<()>) {
+        if self.failure.is_none()
+            && let Err(error) = write(self.output.as_mut())
+        {
+            let error = anyhow::Error::from(error);
+            self.failure = Some(if output::is_closed_pipe(&error) {
+                Failure::NobodyReads
+            } else {
+                output::note(&format!("{error:#}; try elsewhere with --output"));
+                Failure::Said
+            });
+        }
     }
 }
 
-fn show_notes(notes: Vec<String>, output: &mut dyn Output, in_report: bool) -> anyhow::Result<()> {
-    for note in notes.iter().filter(|_| !in_report) {
-        output.note(note)?;
-    }
-    Ok(())
+/// How the output came to take no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failure {
+    /// Its reader went away, and wants to hear nothing more.
+    NobodyReads,
+    /// Standard error has heard why.
+    Said,
 }
 
 /// The watched cgroups that still exist, by id.

@@ -10,6 +10,7 @@ use super::child::{self, Child, Signals};
 use super::measure::{Measurement, Wake, runtime};
 use crate::cli::RunArgs;
 use crate::collector::Collector;
+use crate::error::EXIT_FAILED;
 use crate::output;
 use crate::workload::Roots;
 use crate::workload::hierarchy::Hierarchies;
@@ -43,10 +44,12 @@ async fn measure(
         }
     };
     let status = until_it_ends(&mut run, &mut child).await?;
-    run.last_tick()?;
+    run.last_tick();
     let left_behind = scope.close();
-    run.finish(left_behind.into_iter().collect())?;
-    Ok(ExitCode::from(child::exit_code(status)))
+    let complete = run.finish(left_behind.into_iter().collect());
+    // The command's own failure is the one that its caller must hear of.
+    let code = child::exit_code(status);
+    Ok(ExitCode::from(if code == 0 && !complete { EXIT_FAILED } else { code }))
 }
 
 async fn until_it_ends(run: &mut Measurement, child: &mut Child) -> anyhow::Result<ExitStatus> {
@@ -57,7 +60,7 @@ async fn until_it_ends(run: &mut Measurement, child: &mut Child) -> anyhow::Resu
             wake = run.next() => wake?,
         };
         match wake {
-            Wake::Tick => run.tick()?,
+            Wake::Tick => run.tick(),
             Wake::Signal(signal) => child.forward(signal)?,
             Wake::Cgroups(_) => {}
             Wake::Deadline => {

@@ -8,6 +8,7 @@ use super::child::Signals;
 use super::measure::{Alive, Measurement, Wake, runtime};
 use crate::cli::WatchArgs;
 use crate::collector::Collector;
+use crate::error::EXIT_FAILED;
 use crate::output;
 use crate::workload::hierarchy::Hierarchies;
 use crate::workload::names::{Selection, resolve};
@@ -29,7 +30,7 @@ async fn measure(
     let signals = Signals::listen()?;
     let mut collector = Collector::open(&args.measure, &selection.hierarchy, &selection.workloads)?;
     for warning in std::mem::take(&mut selection.warnings) {
-        collector.warn(warning)?;
+        collector.warn(warning);
     }
     let mut alive = Alive::new(&selection.hierarchy, &selection.workloads);
     // What was made or removed before the probe could tell.
@@ -42,7 +43,12 @@ async fn measure(
     let mut run = Measurement::start(&args.measure, collector, output, signals)?;
     while !alive.is_empty() || selection.has_globs() {
         match run.next().await? {
-            Wake::Tick => run.tick()?,
+            Wake::Tick => {
+                run.tick();
+                if run.output_failed() {
+                    break;
+                }
+            }
             Wake::Cgroups(changes) => {
                 let new =
                     if changes.lost { selection.rescan() } else { selection.made(&changes.made) };
@@ -61,7 +67,7 @@ async fn measure(
         }
     }
     let gone = alive.is_empty().then(|| "every watched cgroup is gone".to_owned());
-    run.last_tick()?;
-    run.finish(gone.into_iter().collect())?;
-    Ok(ExitCode::SUCCESS)
+    run.last_tick();
+    let complete = run.finish(gone.into_iter().collect());
+    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) })
 }

@@ -14,6 +14,10 @@ pub(super) struct Json {
 }
 
 impl Output for Json {
+    fn shows_windows(&self) -> bool {
+        self.progress.is_shown()
+    }
+
     fn window(&mut self, window: &WindowReport) -> io::Result<()> {
         self.progress.window(window);
         Ok(())

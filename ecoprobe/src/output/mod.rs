@@ -13,7 +13,7 @@ mod target;
 pub mod units;
 
 use std::borrow::Cow;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write as _};
 
 use crate::cli::{Format, OutputArgs};
 use crate::report::{Report, WindowReport};
@@ -27,6 +27,12 @@ pub trait Output: std::fmt::Debug {
     /// Called once, before the first window: what the figures rest on.
     fn begin(&mut self, _header: &Header) -> io::Result<()> {
         Ok(())
+    }
+
+    /// Whether anybody sees windows. Where nobody does they are not worked out: with thousands of
+    /// workloads that takes longer than all of the measuring.
+    fn shows_windows(&self) -> bool {
+        true
     }
 
     fn window(&mut self, window: &WindowReport) -> io::Result<()>;
@@ -92,6 +98,13 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
         error.kind() == io::ErrorKind::BrokenPipe
             && error.get_ref().is_some_and(|inner| inner.is::<target::WriteError>())
     })
+}
+
+/// Shows a report that could not be delivered where there is still somebody to read it, standard
+/// error: what was measured cannot be measured again.
+pub fn rescue(report: &Report) {
+    let text = table::plain(report);
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 /// `text` with nothing in it that a terminal would act on: cgroup names may hold anything.

@@ -23,6 +23,11 @@ impl Progress {
         progress
     }
 
+    /// Whether there is somebody to see it.
+    pub(super) fn is_shown(&self) -> bool {
+        self.enabled
+    }
+
     pub(super) fn window(&mut self, window: &WindowReport) {
         let mut line = units::elapsed(window.start_s + window.seconds);
         if let Some(joules) = window.node.sum(|books| books.measured_j) {

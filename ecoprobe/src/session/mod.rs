@@ -142,9 +142,14 @@ impl Session {
         }
     }
 
+    /// Whether the report will carry this warning already.
+    pub fn knows_warning(&self, message: &str) -> bool {
+        self.warnings.iter().any(|known| known == message)
+    }
+
     /// Something the reader of the report should know; said once, however often it is found.
     pub fn warning(&mut self, message: &str) {
-        if self.warnings.iter().any(|known| known == message) {
+        if self.knows_warning(message) {
             return;
         }
         if self.warnings.len() < MOST_WARNINGS {

@@ -61,6 +61,10 @@ impl Output for Table {
         Ok(())
     }
 
+    fn shows_windows(&self) -> bool {
+        self.live.is_some() || self.progress.is_shown()
+    }
+
     fn window(&mut self, window: &WindowReport) -> io::Result<()> {
         let Some(live) = &mut self.live else {
             self.progress.window(window);
@@ -101,6 +105,12 @@ impl Output for Table {
         }
         self.document.write(&text)
     }
+}
+
+/// The summary as a pipe gets it.
+pub(super) fn plain(report: &Report) -> String {
+    let view = View { width: None, workloads: usize::MAX, paint: Paint(false) };
+    summary::lines(report, &view).into_iter().map(|line| line + "\n").collect()
 }
 
 /// Columns and rows of the terminal.
