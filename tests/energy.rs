@@ -34,7 +34,7 @@ impl Bench {
     /// `None` where the whole machine's CPU time cannot be read: only v1's `cpuacct` has it exactly.
     fn new(sysfs: Sysfs, feeds: impl FnOnce(&Sysfs, PathBuf) -> Vec<Feed>) -> Option<Self> {
         let Some(root) = v1_mount("cpuacct") else {
-            eprintln!("skipped: no cgroup v1 cpuacct here to know the whole machine's CPU time by");
+            sim::skip("no cgroup v1 cpuacct here to know the whole machine's CPU time by");
             return None;
         };
         let feeds = feeds(&sysfs, root);

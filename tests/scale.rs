@@ -44,11 +44,8 @@ impl Crowd {
             fs::create_dir(top.path().join(format!("job-{number}"))).unwrap();
         }
         let sysfs = Machine::new(1).with("dram").build();
-        let feed = |zone| Feed {
-            zone: sysfs.zone(zone),
-            start_uj: 0,
-            power: Power::constant(20.0),
-        };
+        let feed =
+            |zone| Feed { zone: sysfs.zone(zone), start_uj: 0, power: Power::constant(20.0) };
         let feeds = vec![feed("package-0"), feed("dram-0")];
         let feeder = Feeder::start(Duration::from_millis(5), feeds);
         Self { top, sysfs, _feeder: feeder }

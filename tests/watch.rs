@@ -184,7 +184,7 @@ fn a_glob_takes_in_what_is_made_later() {
 #[ignore = "needs root: it makes cgroups and loads the probe"]
 fn cgroups_of_v1_count_as_well() {
     let Some(mount) = v1_mount("cpuacct") else {
-        eprintln!("skipped: no cgroup v1 cpuacct on this host");
+        sim::skip("no cgroup v1 cpuacct on this host");
         return;
     };
     let cgroup = TestCgroup::v1("cpuacct", "v1");
@@ -211,7 +211,7 @@ fn cgroups_of_v1_count_as_well() {
 #[ignore = "needs root: it makes cgroups and loads the probe"]
 fn the_root_is_the_whole_machine() {
     let Some(v1) = v1_mount("cpuacct") else {
-        eprintln!("skipped: no cgroup v1 cpuacct here to know the whole machine's CPU time by");
+        sim::skip("no cgroup v1 cpuacct here to know the whole machine's CPU time by");
         return;
     };
     let cgroup = TestCgroup::v2("below");

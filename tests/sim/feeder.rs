@@ -180,6 +180,7 @@ struct Fed {
     feed: Feed,
     file: File,
     start_ns: u64,
+    broken: bool,
     history: Vec<Truth>,
 }
 
@@ -187,7 +188,11 @@ impl Fed {
     fn step(&mut self) {
         let truth = self.feed.power.truth(self.start_ns);
         let total_uj = self.feed.start_uj + (truth.total_j() * 1e6) as u64;
-        let text = format!("{:<20}\n", self.feed.zone.wrap(total_uj));
+        let text = if self.broken {
+            format!("{:<20}\n", "not a count")
+        } else {
+            format!("{:<20}\n", self.feed.zone.wrap(total_uj))
+        };
         self.file.write_all_at(text.as_bytes(), 0).unwrap();
         self.history.push(truth);
     }
@@ -204,7 +209,7 @@ impl Feeder {
                 .truncate(true)
                 .open(feed.zone.energy())
                 .unwrap();
-            let mut fed = Fed { feed, file, start_ns, history: Vec::new() };
+            let mut fed = Fed { feed, file, start_ns, broken: false, history: Vec::new() };
             fed.step();
             fed
         });
@@ -219,6 +224,14 @@ impl Feeder {
             }
         });
         Self { shared, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// From now on the zones draw power as before, but cannot be read; or can be read again.
+    pub fn set_broken(&self, broken: bool) {
+        for fed in self.shared.lock().unwrap().iter_mut() {
+            fed.broken = broken;
+            fed.step();
+        }
     }
 
     /// The truth now, of each zone in the order given; its counter says the same from here on.
