@@ -178,7 +178,7 @@ fn given_the_static_power_every_job_gets_its_joules() {
         let other = truth.dynamic_j - truth.jobs_j.iter().sum::<f64>();
         let found = report.node(component, "other_j");
         assert!((found - other).abs() < GIVEN * truth.dynamic_j, "{component}: {found} {other}");
-        assert_eq!(report.node(component, "unattributed_j"), 0.0);
+        assert!(report.node(component, "unattributed_j") < 1e-9, "{component}");
     }
     assert_windows_sum_up(&windows, &report);
     bench.assert_replays(&live, "jsonl");
@@ -325,7 +325,7 @@ fn shared_idle_energy_emissions_and_cost() {
 
     let report = live.report();
     assert_closed(&report.0);
-    assert_eq!(report.node("cpu", "idle_j"), 0.0);
+    assert!(report.node("cpu", "idle_j") < 1e-9, "all of it is shared out");
     let [truth] = &bench.truth()[..] else { panic!() };
     let job_part = truth.jobs_j[0] / truth.dynamic_j;
     assert_near(report.joules(&name, "idle_share"), truth.static_j * job_part, GIVEN, "idle share");

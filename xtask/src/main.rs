@@ -53,7 +53,7 @@ fn main() -> Result<()> {
 
 fn test(arguments: &[String]) -> Result<()> {
     let mut command = cargo();
-    command.args(["test", "--workspace"]).args(arguments);
+    command.args(["test", "--workspace", "--no-fail-fast"]).args(arguments);
     if is_root()? {
         // Those that are marked `ignore` need root and the real kernel, and nothing else.
         if !arguments.iter().any(|argument| argument == "--") {
