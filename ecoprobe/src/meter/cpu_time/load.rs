@@ -69,7 +69,7 @@ pub struct CpuTime {
     log: ProbeLog,
     max_workloads: usize,
     workloads: usize,
-    generation: u32,
+    selection: u32,
 }
 
 impl std::fmt::Debug for CpuTime {
@@ -147,7 +147,7 @@ impl CpuTime {
             log,
             max_workloads: options.max_workloads as usize,
             workloads: 0,
-            generation: 0,
+            selection: 0,
         })
     }
 
@@ -177,8 +177,8 @@ impl CpuTime {
             .insert(cgroup_id, slot as u32, 0)
             .map_err(|error| cannot("select a cgroup", &error))?;
         self.workloads += 1;
-        self.generation = self.generation.wrapping_add(1);
-        self.counters.set_generation(self.generation);
+        self.selection = self.selection.wrapping_add(1);
+        self.counters.set_selection(self.selection);
         Ok(Some(slot))
     }
 
@@ -346,7 +346,6 @@ impl Constants {
         let mut fields = [0; LAYOUT_LEN];
         for (field, value) in [
             (Field::NrCpus, nr_cpus.into()),
-            (Field::NrSlots, nr_slots.into()),
             (Field::HierarchyId, options.hierarchy_id.into()),
             (Field::ViaCss, options.v1_controller.is_some().into()),
             (Field::TaskTgid, layout.offset("task_struct", "tgid")?),
