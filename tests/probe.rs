@@ -237,7 +237,7 @@ fn short_lived_cgroups_count_for_their_ancestors_only() {
     let mut probe = Probe::v2(None).attach();
     let slot = probe.select(&parent);
     let start = probe.read();
-    // One takes the other's place in the kernel's memory.
+    // One may take the other's place in the kernel's memory.
     for _ in 0..40 {
         for cgroup in [&parent, &outside] {
             let child = cgroup.child("child");

@@ -106,7 +106,9 @@ pub const OFFSET_AGE: u64 = 8_000_000;
 #[repr(usize)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
-    // What a common switch needs comes first, in one cache line.
+    // Maps keep their values 8 bytes before a cache line, so one of the rare ones comes first, then
+    // what a common switch needs.
+    NrCpus,
     TaskTgid,
     TaskExecStart,
     TaskCgroups,
@@ -115,7 +117,6 @@ pub enum Field {
     /// 0: `css_set.dfl_cgrp`; 1: `css_set.subsys[i]->cgroup`.
     ViaCss,
     CssCgroup,
-    NrCpus,
     /// `cgroup_root.hierarchy_id` of the hierarchy that is followed.
     HierarchyId,
     TaskFlags,
