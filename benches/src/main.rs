@@ -1,6 +1,7 @@
 //! The benchmark suite: what ecoprobe costs, and how wrong it can be. One category a file.
 
 mod probe;
+mod statistics;
 
 use clap::{Parser, Subcommand};
 

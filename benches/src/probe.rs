@@ -1,30 +1,49 @@
 //! Nanoseconds per context switch, by the kernel's own account of BPF run time.
 //!
-//! The kernel's statistics cost time themselves, some tens of nanoseconds that are counted as the
-//! program's. They are the same for every program, so what counts is the difference to the empty
-//! one. Programs take turns, because a virtual machine's speed drifts.
+//! What is counted: from just before the program's first instruction to just after its last, as
+//! `kernel.bpf_stats_enabled` has it, over every `sched_switch` of the machine. Nearly all of them are
+//! `perf bench sched pipe`: two tasks that wake each other, pinned to one CPU, in a cgroup of their
+//! own that our probe has selected. The trampoline that calls a program is not counted, for any of
+//! them. Where tasks of two cgroups take turns on one CPU, ours costs a hash lookup more.
+//!
+//! The statistics cost time themselves, some tens of nanoseconds that are counted as the program's.
+//! They are the same for every program, so what counts is the difference to the empty one.
+//!
+//! The pipe runs all the time. Programs take short turns, each loaded afresh, in an order that
+//! rotates, and a turn's figure is the median of slices of a few milliseconds: a hypervisor that
+//! stops the CPU inside a program spoils one slice, and a machine whose speed drifts does so for
+//! all programs of a round.
 
+use std::io::IsTerminal as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::programs::BtfTracePoint;
-use aya::{Btf, Ebpf, EbpfLoader};
-use ecoprobe::meter::cpu_time::{CpuTime, Hook, LoadOptions};
+use aya::{Btf, EbpfLoader};
+use ecoprobe::meter::cpu_time::{CpuTime, Hook, LoadOptions, RunTime};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use crate::statistics::{interval, least, median};
 
 const REFERENCE: &[u8] = aya::include_bytes_aligned!("../bpf/reference.o");
 const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
+/// After attaching: code is patched and caches are cold.
+const SETTLE: Duration = Duration::from_millis(10);
+const SLICE: Duration = Duration::from_millis(5);
+const SLICES: usize = 8;
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// How often each program takes its turn.
-    #[arg(long, default_value_t = 11)]
+    #[arg(long, default_value_t = 51)]
     rounds: usize,
-    /// Round trips of `perf bench sched pipe` in a turn; each is two switches.
-    #[arg(long, default_value_t = 100_000)]
-    loops: u32,
-    /// CPU that the two processes share.
+    /// CPU that the two tasks share.
     #[arg(long, default_value_t = 0)]
     cpu: usize,
     /// Write the result here as JSON.
@@ -34,14 +53,14 @@ pub(crate) struct Args {
 
 #[derive(Clone, Copy, PartialEq)]
 enum Program {
-    Empty,
-    Clock,
+    Reference(&'static str),
     Ours(Hook),
 }
 
+/// The empty one first: the others are compared with it.
 const PROGRAMS: [(Program, &str); 4] = [
-    (Program::Empty, "empty tp_btf program"),
-    (Program::Clock, "one clock read and a store"),
+    (Program::Reference("empty"), "empty tp_btf program"),
+    (Program::Reference("clock"), "one clock read and a store"),
     (Program::Ours(Hook::TpBtf), "ecoprobe, tp_btf"),
     (Program::Ours(Hook::RawTp), "ecoprobe, raw_tp (fallback)"),
 ];
@@ -49,55 +68,75 @@ const PROGRAMS: [(Program, &str); 4] = [
 #[derive(serde::Serialize)]
 struct Row {
     program: &'static str,
-    /// Nanoseconds per event: median, and the least and most of all rounds.
+    /// Nanoseconds per event, of all turns.
     median_ns: f64,
     min_ns: f64,
-    max_ns: f64,
-    /// Median of the differences to the empty program's turn in the same round.
+    /// Median of the differences to the empty program's turn in the same round, and its 95 %
+    /// confidence interval.
     above_empty_ns: f64,
+    above_empty_95: (f64, f64),
+    /// Between the least of all turns and the empty program's least.
+    min_above_empty_ns: f64,
 }
 
 pub(crate) fn bench(args: &Args) -> Result<()> {
     ensure!(args.rounds > 0, "at least one round");
     let _statistics = Statistics::enable()?;
-    let mut reference = EbpfLoader::new().load(REFERENCE).context("cannot load the programs")?;
     let btf = Btf::from_sys_fs()?;
-    for name in ["empty", "clock"] {
-        program(&mut reference, name)?.load("sched_switch", &btf)?;
-    }
-    let mut rounds = vec![Vec::new(); PROGRAMS.len()];
+    let cgroup = Cgroup::new()?;
+    let mut pipe = Pipe::start(&cgroup, args.cpu)?;
+    let mut turns = vec![Vec::new(); PROGRAMS.len()];
+    // The first round warms up.
     for round in 0..=args.rounds {
-        for (place, (kind, name)) in PROGRAMS.iter().enumerate() {
-            eprint!("\rround {round} of {}: {name:30}", args.rounds);
-            let ns = turn(*kind, &mut reference, args)?;
-            // The first round warms up.
+        if std::io::stderr().is_terminal() {
+            eprint!("\rround {round} of {} ", args.rounds);
+        }
+        for place in 0..PROGRAMS.len() {
+            let place = (place + round) % PROGRAMS.len();
+            let ns = match PROGRAMS[place].0 {
+                Program::Reference(name) => turn_of_reference(name, &btf)?,
+                Program::Ours(hook) => turn_of_ours(hook, &cgroup)?,
+            };
             if round > 0 {
-                rounds[place].push(ns);
+                turns[place].push(ns);
             }
         }
+        pipe.ensure_running()?;
     }
-    eprintln!("\r{:50}", "");
-    let empty = rounds[0].clone();
+    if std::io::stderr().is_terminal() {
+        eprint!("\r{:30}\r", "");
+    }
+
+    let empty = &turns[0];
     let rows: Vec<Row> = PROGRAMS
         .iter()
-        .zip(&rounds)
+        .zip(&turns)
         .map(|((_, program), ns)| {
-            let differences = ns.iter().zip(&empty).map(|(ns, empty)| ns - empty).collect();
+            let above: Vec<f64> = ns.iter().zip(empty).map(|(ns, empty)| ns - empty).collect();
             Row {
                 program,
-                median_ns: median(ns.clone()),
-                min_ns: ns.iter().copied().fold(f64::INFINITY, f64::min),
-                max_ns: ns.iter().copied().fold(0.0, f64::max),
-                above_empty_ns: median(differences),
+                median_ns: median(ns),
+                min_ns: least(ns),
+                above_empty_ns: median(&above),
+                above_empty_95: interval(&above),
+                min_above_empty_ns: least(ns) - least(empty),
             }
         })
         .collect();
-    println!("| program | ns/event, median (min–max) | above the empty one |");
-    println!("|---|---|---|");
+    println!(
+        "| program | ns/event, median (least) | above the empty one [95 % interval] | of the least |"
+    );
+    println!("|---|---|---|---|");
     for row in &rows {
         println!(
-            "| {} | {:.0} ({:.0}–{:.0}) | {:+.0} |",
-            row.program, row.median_ns, row.min_ns, row.max_ns, row.above_empty_ns
+            "| {} | {:.1} ({:.1}) | {:+.1} [{:+.1}, {:+.1}] | {:+.1} |",
+            row.program,
+            row.median_ns,
+            row.min_ns,
+            row.above_empty_ns,
+            row.above_empty_95.0,
+            row.above_empty_95.1,
+            row.min_above_empty_ns
         );
     }
     if let Some(path) = &args.json {
@@ -107,58 +146,122 @@ pub(crate) fn bench(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Attaches one program, makes switches, and returns its nanoseconds per event.
-fn turn(kind: Program, reference: &mut Ebpf, args: &Args) -> Result<f64> {
-    let name = match kind {
-        Program::Empty => "empty",
-        Program::Clock => "clock",
-        Program::Ours(hook) => {
-            let mut probe = CpuTime::load(LoadOptions {
-                btf: Path::new(BTF),
-                package_of_cpu: vec![0; aya::util::nr_cpus().map_err(|(_, error)| error)?],
-                packages: 1,
-                v1_controller: None,
-                hierarchy_id: 0,
-                max_workloads: 1,
-                hook: Some(hook),
-            })?;
-            probe.attach()?;
-            switches(args)?;
-            return probe.stats().ns_per_event.context("the kernel kept no statistics");
+fn turn_of_reference(name: &str, btf: &Btf) -> Result<f64> {
+    let mut object = EbpfLoader::new().btf(None).load(REFERENCE).context("cannot load programs")?;
+    let program = object.program_mut(name).context("the reference object lacks a program")?;
+    let program: &mut BtfTracePoint = program.try_into()?;
+    program.load("sched_switch", btf)?;
+    program.attach()?;
+    nanoseconds(|| {
+        let info = program.info().ok()?;
+        Some(RunTime { runs: info.run_count(), time: info.run_time() })
+    })
+}
+
+fn turn_of_ours(hook: Hook, cgroup: &Cgroup) -> Result<f64> {
+    let mut probe = CpuTime::load(LoadOptions {
+        btf: Path::new(BTF),
+        package_of_cpu: vec![0; aya::util::nr_cpus().map_err(|(_, error)| error)?],
+        packages: 1,
+        v1_controller: None,
+        hierarchy_id: 0,
+        max_workloads: 1,
+        hook: Some(hook),
+    })?;
+    probe.add_workload(cgroup.id()?)?.context("no room for a workload")?;
+    probe.attach()?;
+    nanoseconds(|| probe.run_time())
+}
+
+/// Nanoseconds per event of the program that was just attached.
+fn nanoseconds(run_time: impl Fn() -> Option<RunTime>) -> Result<f64> {
+    std::thread::sleep(SETTLE);
+    let mut slices = Vec::with_capacity(SLICES);
+    let mut before = run_time().context("no statistics")?;
+    for _ in 0..SLICES {
+        std::thread::sleep(SLICE);
+        let after = run_time().context("no statistics")?;
+        let runs = after.runs - before.runs;
+        ensure!(runs > 0, "the kernel counted no run of the program");
+        slices.push((after.time - before.time).as_nanos() as f64 / runs as f64);
+        before = after;
+    }
+    Ok(median(&slices))
+}
+
+/// Two tasks that do nothing but switch; they end with it.
+struct Pipe(Child);
+
+impl Pipe {
+    fn start(cgroup: &Cgroup, cpu: usize) -> Result<Self> {
+        const SCRIPT: &str =
+            r#"echo $$ >"$0/cgroup.procs" && exec taskset -c "$1" perf bench sched pipe -l "$2""#;
+        let child = Command::new("sh")
+            .args(["-c", SCRIPT])
+            .arg(&cgroup.0)
+            .args([cpu.to_string(), i32::MAX.to_string()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .context("cannot run `sh`")?;
+        let mut pipe = Self(child);
+        std::thread::sleep(Duration::from_millis(200));
+        pipe.ensure_running()?;
+        Ok(pipe)
+    }
+
+    fn ensure_running(&mut self) -> Result<()> {
+        if let Some(status) = self.0.try_wait()? {
+            bail!(
+                "`taskset` and `perf bench sched pipe`: {status}; on Debian they are in \
+                 util-linux and linux-perf"
+            );
         }
-    };
-    let program = program(reference, name)?;
-    let (count, time) = (program.info()?.run_count(), program.info()?.run_time());
-    let link = program.attach()?;
-    switches(args)?;
-    program.detach(link)?;
-    let info = program.info()?;
-    let events = info.run_count() - count;
-    ensure!(events > 0, "the kernel kept no statistics");
-    Ok((info.run_time() - time).as_nanos() as f64 / events as f64)
+        Ok(())
+    }
 }
 
-fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut BtfTracePoint> {
-    Ok(ebpf.program_mut(name).context("the reference object lacks a program")?.try_into()?)
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        let _ = killpg(Pid::from_raw(self.0.id() as i32), Signal::SIGKILL);
+        let _ = self.0.wait();
+    }
 }
 
-fn switches(args: &Args) -> Result<()> {
-    let status = Command::new("taskset")
-        .args(["-c", &args.cpu.to_string(), "perf", "bench", "sched", "pipe", "-l"])
-        .arg(args.loops.to_string())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .context(
-            "cannot run `taskset` and `perf`; on Debian they are in util-linux and linux-perf",
-        )?;
-    ensure!(status.success(), "perf bench sched pipe: {status}");
-    Ok(())
+/// A cgroup of our own, gone when dropped.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new() -> Result<Self> {
+        let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+        let mount = mounts.lines().find_map(|line| {
+            let mut fields = line.split(' ').skip(1);
+            let path = fields.next()?;
+            (fields.next()? == "cgroup2").then_some(path)
+        });
+        let mount = mount.context("cgroup2 is not mounted")?;
+        let path = Path::new(mount).join(format!("ecoprobe-bench-{}", std::process::id()));
+        std::fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    fn id(&self) -> Result<u64> {
+        Ok(std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&self.0)?))
+    }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Busy for a moment after its last process was killed.
+        for _ in 0..100 {
+            if std::fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        eprintln!("cannot remove {}", self.0.display());
+    }
 }
 
 /// `kernel.bpf_stats_enabled`, put back as it was.

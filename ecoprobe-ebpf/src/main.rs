@@ -1,9 +1,9 @@
 //! The probe: at every context switch it adds what the outgoing task ran to the slot of its cgroup.
 //!
-//! Time comes from the scheduler, not from a clock. At `sched_switch` the scheduler has just brought
-//! `prev->se.sum_exec_runtime` up to date, so its advance since the task was switched in is the
-//! task's exact run time, the figure behind `cpu.stat`. It is also several times cheaper than a clock
-//! read.
+//! Time comes from the scheduler, not from a clock. At `sched_switch` the scheduler has just charged
+//! `prev` for what it ran and noted in `prev->se.exec_start` up to when; `next->se.exec_start` is where
+//! the next slice begins. The difference is the exact run time, the figure behind `cpu.stat`. It is
+//! also several times cheaper than a clock read.
 //!
 //! rustc emits no CO-RE relocations, so the agent looks the struct offsets up in the kernel's BTF and
 //! writes them into the read-only globals below. The verifier knows such a global as a constant, so

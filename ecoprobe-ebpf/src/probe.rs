@@ -1,5 +1,6 @@
 //! Maps and programs.
 
+use core::hint::cold_path;
 use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::{
@@ -13,8 +14,8 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::warn;
 use ecoprobe_ebpf::{
-    CgroupEvent, CpuState, Field, LAYOUT_LEN, MAX_CUTS, OFFSET_EPOCH_SHIFT, Resolved, SLOT_IDLE,
-    SLOT_OTHER,
+    CgroupEvent, CpuState, Field, LAYOUT_LEN, MAX_CUTS, NOBODY, NOT_KTHREADS, OFFSET_AGE, Resolved,
+    SLOT_IDLE, SLOT_OTHER, VISITED,
 };
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
@@ -150,60 +151,129 @@ fn cgroup_rmdir_raw(ctx: RawTracePointContext) -> i32 {
     0
 }
 
+/// The common switch is one path without calls or spills; all else is in functions of its own. Its
+/// cost is that of the cache lines that it touches, its own instructions' included.
 #[inline(always)]
 fn on_switch<K: Kernel>(ctx: &impl EbpfContext, prev: *const u8, next: *const u8) {
-    // SAFETY: sched_switch's own arguments and BTF's offsets. `cpu` is this CPU's entry: nobody else
-    // writes its first and third line, and tracing programs are not preempted by themselves.
+    // SAFETY: sched_switch's own arguments and BTF's offsets. `cpu` is this CPU's entry: the fields
+    // written here are written by nobody else, and tracing programs are not preempted by themselves.
     unsafe {
-        let this_cpu = bpf_get_smp_processor_id();
-        let Some(cpu) = CPUS.get_ptr_mut(this_cpu) else { return };
+        let Some(cpu) = CPUS.get_ptr_mut(bpf_get_smp_processor_id()) else { return };
         let seq = (*cpu).seq;
         write_volatile(&raw mut (*cpu).seq, seq + 1);
 
-        let next_tgid: u32 = K::read(next, Field::TaskTgid);
-        // Both tasks carry the run-queue clock of this very switch, but the idle task only on recent
-        // kernels; idle never follows idle.
-        let clocked = if next_tgid == 0 { prev } else { next };
-        let clock: u64 = K::read(clocked, Field::TaskExecStart);
-
-        if seq != 0 {
-            let elapsed = clock.saturating_sub((*cpu).clock_start);
-            let ran = if (*cpu).task != prev as u64 {
-                unseen_start::<K>(ctx, cpu, prev, elapsed)
-            } else if (*cpu).tgid == 0 {
-                elapsed
+        // The scheduler has just brought the account of `prev` up to date, and `exec_start` is where
+        // it stands. The idle task has an account on recent kernels only; idle never follows idle.
+        let tgid: u32 = K::read(next, Field::TaskTgid);
+        let end: u64 = K::read(prev, Field::TaskExecStart);
+        let start = if tgid == 0 { end } else { K::read(next, Field::TaskExecStart) };
+        let idle = (*cpu).slot == SLOT_IDLE;
+        if (*cpu).task != prev as u64
+            || (*cpu).cut_seq == seq
+            || (*cpu).vanishing_tgid == tgid
+            || (start != end && !idle)
+        {
+            cold_path();
+            rare_switch::<K>(ctx, cpu, prev, next);
+        } else {
+            let ran = start.wrapping_sub((*cpu).clock_start);
+            if idle {
+                (*cpu).idle_ns += ran;
             } else {
-                K::read::<u64>(prev, Field::TaskSumExecRuntime).wrapping_sub((*cpu).runtime_start)
-            };
-            if (*cpu).cut_seq == seq {
-                add_cut_slice(this_cpu, cpu, ran);
-            } else {
-                add(this_cpu, (*cpu).slot, ran);
+                (*cpu).cached_ns += ran;
             }
-            // Slices of one CPU tile. What is left is the scheduler's own search for work, or a task
-            // that came and went unseen.
-            if elapsed > ran {
-                add(this_cpu, SLOT_OTHER, elapsed - ran);
+            (*cpu).clock_start = start;
+            (*cpu).task = next as u64;
+            (*cpu).tgid = tgid;
+            (*cpu).slot = if tgid == 0 { SLOT_IDLE } else { slot_of::<K>(cpu, next) };
+            if start > (*cpu).offset_until {
+                cold_path();
+                read_offset(cpu, start);
             }
         }
+        write_volatile(&raw mut (*cpu).seq, (*cpu).seq + 1);
+    }
+}
 
-        (*cpu).clock_start = clock;
-        if next_tgid == (*cpu).vanishing_tgid && next_tgid != 0 {
-            // It will leave unseen, and most likely soon: reckon that `prev` goes on. If so, its own
-            // account leaves out what the visitor ran.
-            (*cpu).runtime_start = K::read(prev, Field::TaskSumExecRuntime);
+// The functions of the rare cases must not be `#[cold]`: that puts them into a section of their own,
+// and aya tells functions apart by their offset in the section alone.
+
+#[inline(never)]
+unsafe fn read_offset(cpu: *mut CpuState, clock: u64) {
+    // SAFETY: as in on_switch.
+    unsafe {
+        (*cpu).offset_until = clock.wrapping_add(OFFSET_AGE);
+        (*cpu).clock_offset = bpf_ktime_get_ns().wrapping_sub(clock);
+    }
+}
+
+/// A slice that is not the common one: the CPU's first, one that was cut, one that a gap follows, one
+/// whose beginning was not seen, or one that a task ends whose own end will not be seen.
+#[inline(never)]
+unsafe fn rare_switch<K: Kernel>(
+    ctx: &impl EbpfContext,
+    cpu: *mut CpuState,
+    prev: *const u8,
+    next: *const u8,
+) {
+    // SAFETY: as in on_switch.
+    unsafe {
+        let tgid: u32 = K::read(next, Field::TaskTgid);
+        let clocked = if tgid == 0 { prev } else { next };
+        let now: u64 = K::read(clocked, Field::TaskExecStart);
+        if (*cpu).task != 0 {
+            settle::<K>(ctx, cpu, prev, now);
+        }
+        (*cpu).clock_start = now;
+        if (*cpu).vanishing_tgid == tgid {
+            visit::<K>(cpu, prev);
         } else {
             (*cpu).task = next as u64;
-            (*cpu).tgid = next_tgid;
-            (*cpu).runtime_start = K::read(next, Field::TaskSumExecRuntime);
-            (*cpu).slot = if next_tgid == 0 { SLOT_IDLE } else { slot_of::<K>(cpu, next) };
+            (*cpu).tgid = tgid;
+            (*cpu).slot = if tgid == 0 { SLOT_IDLE } else { slot_of::<K>(cpu, next) };
         }
-        let epoch = (clock >> OFFSET_EPOCH_SHIFT) as u32;
-        if epoch != (*cpu).offset_epoch {
-            (*cpu).offset_epoch = epoch;
-            (*cpu).clock_offset = bpf_ktime_get_ns().wrapping_sub(clock);
+        read_offset(cpu, now);
+    }
+}
+
+/// Bills what `prev` ran, and who else may have.
+#[inline(always)]
+unsafe fn settle<K: Kernel>(ctx: &impl EbpfContext, cpu: *mut CpuState, prev: *const u8, now: u64) {
+    // SAFETY: as in on_switch.
+    unsafe {
+        let started = (*cpu).clock_start;
+        let task = (*cpu).task;
+        let elapsed = now.saturating_sub(started);
+        let ran = if task & !VISITED != prev as u64 {
+            unseen_start::<K>(ctx, cpu, prev, elapsed)
+        } else if (*cpu).slot == SLOT_IDLE {
+            elapsed
+        } else if task & VISITED != 0 {
+            // Its own account leaves out what the visitor ran.
+            K::read::<u64>(prev, Field::TaskSumExecRuntime).wrapping_sub((*cpu).runtime_start)
+        } else {
+            K::read::<u64>(prev, Field::TaskExecStart).wrapping_sub(started)
+        };
+        if (*cpu).cut_seq.wrapping_add(1) == (*cpu).seq {
+            add_cut_slice(cpu, started, ran);
+        } else {
+            add(cpu, (*cpu).slot, ran);
         }
-        write_volatile(&raw mut (*cpu).seq, seq + 2);
+        // Slices of one CPU tile. What is left is the scheduler's own search for work, or a task
+        // that came and went unseen.
+        if elapsed > ran {
+            add(cpu, SLOT_OTHER, elapsed - ran);
+        }
+    }
+}
+
+/// A task comes that will leave unseen, and most likely soon: reckon that `prev` goes on.
+#[inline(never)]
+unsafe fn visit<K: Kernel>(cpu: *mut CpuState, prev: *const u8) {
+    // SAFETY: as in on_switch.
+    unsafe {
+        (*cpu).task |= VISITED;
+        (*cpu).runtime_start = K::read(prev, Field::TaskSumExecRuntime);
     }
 }
 
@@ -223,8 +293,8 @@ unsafe fn unseen_start<K: Kernel>(
         (*cpu).dropped += 1;
         if tgid == (*cpu).vanishing_tgid {
             // It does leave in plain sight.
-            (*cpu).vanishing_tgid = 0;
-        } else if (*cpu).vanishing_tgid == 0 && (*cpu).tgid != tgid {
+            (*cpu).vanishing_tgid = NOBODY;
+        } else if (*cpu).vanishing_tgid == NOBODY && (*cpu).tgid != 0 && (*cpu).tgid != tgid {
             (*cpu).vanishing_tgid = (*cpu).tgid;
             warn!(
                 ctx,
@@ -252,27 +322,64 @@ unsafe fn unseen_start<K: Kernel>(
     }
 }
 
-/// The slot of a task that is not the idle task, through this CPU's cache of one.
+/// The slot of a task that is not the idle task, which is `cached_slot` from now on.
+///
+/// The address of a cgroup says which one it is until another is made: no loads to find its id.
 #[inline(always)]
 unsafe fn slot_of<K: Kernel>(cpu: *mut CpuState, task: *const u8) -> u32 {
     // SAFETY: as in on_switch.
     unsafe {
         let cgroup = cgroup_of::<K>(task);
-        let id = cgroup_id::<K>(cgroup);
-        let wanted = read_volatile(&raw const (*cpu).wanted_generation);
-        if id != (*cpu).cgroup_id || (*cpu).generation != wanted {
-            (*cpu).cached_slot = resolve::<K>(cgroup, id, wanted);
-            (*cpu).cgroup_id = id;
-            (*cpu).generation = wanted;
+        let seen: u64 = read_volatile((&raw const (*cpu).seen).cast());
+        let news: u64 = read_volatile((&raw const (*cpu).news).cast());
+        if (*cpu).cgroup != cgroup as u64 || seen != news {
+            cold_path();
+            look_up::<K>(cpu, task);
         }
-        let slot = (*cpu).cached_slot;
-        // Whoever asks for `/` does not ask for the kernel's own threads.
-        if id == ROOT_CGROUP_ID && slot != SLOT_OTHER {
-            let flags: u32 = K::read(task, Field::TaskFlags);
-            return if flags & PF_KTHREAD != 0 { SLOT_OTHER } else { slot };
-        }
-        slot
+        (*cpu).cached_slot
     }
+}
+
+/// The cache of one does not know, or is not all there is to know.
+#[inline(never)]
+unsafe fn look_up<K: Kernel>(cpu: *mut CpuState, task: *const u8) {
+    // SAFETY: as in on_switch; the news are read before what they could put out of date.
+    unsafe {
+        let news = read_volatile(&raw const (*cpu).news);
+        let cgroup = cgroup_of::<K>(task);
+        let seen = (*cpu).seen;
+        if (*cpu).cgroup & !NOT_KTHREADS != cgroup as u64
+            || seen.selection != news.selection
+            || seen.made != news.made
+        {
+            let id = cgroup_id::<K>(cgroup);
+            (*cpu).seen = news;
+            (*cpu).cgroup = cgroup as u64;
+            (*cpu).cgroup_slot = resolve::<K>(cgroup, id, news.selection);
+            if id == ROOT_CGROUP_ID && (*cpu).cgroup_slot != SLOT_OTHER {
+                hide_from_kthreads(cpu);
+            }
+        }
+        let mut slot = (*cpu).cgroup_slot;
+        if (*cpu).cgroup & NOT_KTHREADS != 0 {
+            let flags: u32 = K::read(task, Field::TaskFlags);
+            if flags & PF_KTHREAD != 0 {
+                slot = SLOT_OTHER;
+            }
+        }
+        if slot != (*cpu).cached_slot {
+            add(cpu, (*cpu).cached_slot, (*cpu).cached_ns);
+            (*cpu).cached_ns = 0;
+            (*cpu).cached_slot = slot;
+        }
+    }
+}
+
+/// A function of its own, so that the verifier sees a number where it would see a pointer.
+#[inline(never)]
+unsafe fn hide_from_kthreads(cpu: *mut CpuState) {
+    // SAFETY: as in on_switch.
+    unsafe { (*cpu).cgroup |= NOT_KTHREADS };
 }
 
 #[inline(always)]
@@ -294,11 +401,11 @@ unsafe fn cgroup_id<K: Kernel>(cgroup: *const u8) -> u64 {
 /// The slot of the nearest selected ancestor: a child that lives for 10 ms needs no attention from
 /// the agent to be billed to its parent.
 #[inline(never)]
-unsafe fn resolve<K: Kernel>(cgroup: *const u8, id: u64, generation: u32) -> u32 {
+unsafe fn resolve<K: Kernel>(cgroup: *const u8, id: u64, selection: u32) -> u32 {
     // SAFETY: BTF's offsets; map values are plain integers.
     unsafe {
         if let Some(known) = RESOLVED.get(id)
-            && known.generation == generation
+            && known.selection == selection
         {
             return known.slot;
         }
@@ -318,25 +425,27 @@ unsafe fn resolve<K: Kernel>(cgroup: *const u8, id: u64, generation: u32) -> u32
             at_id = cgroup_id::<K>(at);
         }
         // A failed insert costs time at the next switch, never correctness.
-        let _ = RESOLVED.insert(id, Resolved { slot, generation }, 0);
+        let _ = RESOLVED.insert(id, Resolved { slot, selection }, 0);
         slot
     }
 }
 
 #[inline(always)]
-unsafe fn add(cpu: u32, slot: u32, ns: u64) {
-    if let Some(counter) = COUNTERS.get_ptr_mut(cpu * LAYOUT.get(Field::NrSlots) as u32 + slot) {
-        // SAFETY: this CPU's own row.
-        unsafe { *counter += ns };
+unsafe fn add(cpu: *mut CpuState, slot: u32, ns: u64) {
+    // SAFETY: this CPU's own entry and row.
+    unsafe {
+        if let Some(counter) = COUNTERS.get_ptr_mut((*cpu).row + slot) {
+            *counter += ns;
+        }
     }
 }
 
 /// Bills a slice whose task was moved while it ran, piece by piece.
 #[inline(never)]
-unsafe fn add_cut_slice(this_cpu: u32, cpu: *mut CpuState, ran: u64) {
-    // SAFETY: as in on_switch; the second line is complete before `cut_seq` says so.
+unsafe fn add_cut_slice(cpu: *mut CpuState, started: u64, ran: u64) {
+    // SAFETY: as in on_switch; the cuts are complete before `cut_seq` says so.
     unsafe {
-        let start = (*cpu).clock_start.wrapping_add((*cpu).clock_offset);
+        let start = started.wrapping_add((*cpu).clock_offset);
         let mut slot = (*cpu).slot;
         let mut billed = 0;
         for i in 0..MAX_CUTS {
@@ -344,11 +453,11 @@ unsafe fn add_cut_slice(this_cpu: u32, cpu: *mut CpuState, ran: u64) {
                 break;
             }
             let until = (*cpu).cut_mono_ns[i].saturating_sub(start).clamp(billed, ran);
-            add(this_cpu, slot, until - billed);
+            add(cpu, slot, until - billed);
             billed = until;
             slot = (*cpu).cut_slot[i];
         }
-        add(this_cpu, slot, ran - billed);
+        add(cpu, slot, ran - billed);
     }
 }
 
@@ -364,13 +473,16 @@ fn on_move<K: Kernel>(task: *const u8, whole_group: bool) {
         let cgroup = cgroup_of::<K>(task);
         let id = cgroup_id::<K>(cgroup);
         let Some(this) = CPUS.get_ptr_mut(bpf_get_smp_processor_id()) else { return };
-        let wanted = read_volatile(&raw const (*this).wanted_generation);
-        let slot = resolve::<K>(cgroup, id, wanted);
+        let selection = read_volatile(&raw const (*this).news.selection);
+        let slot = resolve::<K>(cgroup, id, selection);
         for i in 0..LAYOUT.get(Field::NrCpus) as u32 {
             let Some(cpu) = CPUS.get_ptr_mut(i) else { return };
             let seq = read_volatile(&raw const (*cpu).seq);
-            let running =
-                if whole_group { (*cpu).tgid == tgid } else { (*cpu).task == task as u64 };
+            let running = if whole_group {
+                (*cpu).tgid == tgid
+            } else {
+                (*cpu).task & !VISITED == task as u64
+            };
             // Odd: that CPU is switching right now and reads the new cgroup by itself.
             if seq & 1 != 0 || (*cpu).tgid == 0 || !running {
                 continue;
@@ -395,6 +507,12 @@ fn on_cgroup<K: Kernel>(cgroup: *const u8, made: u32) {
         let root: *const u8 = K::read(cgroup, Field::CgroupRoot);
         if K::read::<u32>(root, Field::RootHierarchyId) != LAYOUT.get(Field::HierarchyId) as u32 {
             return;
+        }
+        for i in 0..LAYOUT.get(Field::NrCpus) as u32 {
+            // No task is in a new cgroup yet. Makers hold `cgroup_mutex`: one at a time.
+            let Some(cpu) = CPUS.get_ptr_mut(i) else { break };
+            let made = &raw mut (*cpu).news.made;
+            write_volatile(made, read_volatile(made).wrapping_add(1));
         }
         let event = CgroupEvent { cgroup_id: cgroup_id::<K>(cgroup), made, _pad: 0 };
         if EVENTS.output::<CgroupEvent>(&event, 0).is_err()

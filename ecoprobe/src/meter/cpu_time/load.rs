@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData, RingBuf};
 use aya::programs::{BtfTracePoint, RawTracePoint};
@@ -68,7 +69,7 @@ pub struct CpuTime {
     log: ProbeLog,
     max_workloads: usize,
     workloads: usize,
-    generation: u32,
+    selection: u32,
 }
 
 impl std::fmt::Debug for CpuTime {
@@ -146,7 +147,7 @@ impl CpuTime {
             log,
             max_workloads: options.max_workloads as usize,
             workloads: 0,
-            generation: 0,
+            selection: 0,
         })
     }
 
@@ -176,8 +177,8 @@ impl CpuTime {
             .insert(cgroup_id, slot as u32, 0)
             .map_err(|error| cannot("select a cgroup", &error))?;
         self.workloads += 1;
-        self.generation = self.generation.wrapping_add(1);
-        self.counters.set_generation(self.generation);
+        self.selection = self.selection.wrapping_add(1);
+        self.counters.set_selection(self.selection);
         Ok(Some(slot))
     }
 
@@ -218,17 +219,26 @@ impl CpuTime {
         ProbeStats {
             events: Some(totals.switches),
             dropped: Some(totals.dropped),
-            ns_per_event: self.ns_per_event(),
+            ns_per_event: self
+                .run_time()
+                .map(|total| total.time.as_nanos() as f64 / total.runs as f64),
         }
     }
 
-    /// Only while `kernel.bpf_stats_enabled` is 1: the statistics themselves cost time, so we do
-    /// not turn them on.
-    fn ns_per_event(&self) -> Option<f64> {
+    /// Of the `sched_switch` program. `None` unless `kernel.bpf_stats_enabled` is 1: the statistics
+    /// themselves cost time, so we do not turn them on.
+    pub fn run_time(&self) -> Option<RunTime> {
         let info = self.ebpf.program(&program_name("sched_switch", self.hook))?.info().ok()?;
         let (runs, time) = (info.run_count(), info.run_time());
-        (runs > 0).then(|| time.as_nanos() as f64 / runs as f64)
+        (runs > 0).then_some(RunTime { runs, time })
     }
+}
+
+/// What a BPF program cost since it was loaded, by the kernel's own account.
+#[derive(Debug, Clone, Copy)]
+pub struct RunTime {
+    pub runs: u64,
+    pub time: Duration,
 }
 
 const TRACEPOINTS: [&str; 4] =
@@ -336,7 +346,6 @@ impl Constants {
         let mut fields = [0; LAYOUT_LEN];
         for (field, value) in [
             (Field::NrCpus, nr_cpus.into()),
-            (Field::NrSlots, nr_slots.into()),
             (Field::HierarchyId, options.hierarchy_id.into()),
             (Field::ViaCss, options.v1_controller.is_some().into()),
             (Field::TaskTgid, layout.offset("task_struct", "tgid")?),

@@ -6,7 +6,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use aya::maps::MapData;
-use ecoprobe_ebpf::{CgroupEvent, CpuState};
+use ecoprobe_ebpf::{CgroupEvent, CpuState, NOBODY, SLOT_IDLE};
 use memmap2::{MmapOptions, MmapRaw};
 
 use crate::meter::monotonic_ns;
@@ -47,14 +47,23 @@ impl Counters {
     ) -> io::Result<Self> {
         let nr_cpus = package_of_cpu.len();
         // The mappings keep the maps alive; the descriptors are not needed any more.
-        Ok(Self {
+        let counters = Self {
             cpus: map(&cpus, nr_cpus * size_of::<CpuState>())?,
             counters: map(&counters, nr_cpus * nr_slots * size_of::<u64>())?,
             nr_slots,
             package_of_cpu,
             packages,
             row: Vec::new(),
-        })
+        };
+        for cpu in 0..nr_cpus {
+            let state = counters.state_ptr(cpu);
+            // SAFETY: the probe is not attached yet, so these are ours.
+            unsafe {
+                ptr::write_volatile(&raw mut (*state).row, (cpu * nr_slots) as u32);
+                ptr::write_volatile(&raw mut (*state).vanishing_tgid, NOBODY);
+            }
+        }
+        Ok(counters)
     }
 
     pub(super) fn nr_cpus(&self) -> usize {
@@ -98,8 +107,10 @@ impl Counters {
             let state = self.state(cpu);
             fence(Ordering::Acquire);
             if before == Some(seq.load(Ordering::Relaxed)) {
+                add(row, state.cached_slot, state.cached_ns);
+                add(row, SLOT_IDLE, state.idle_ns);
                 // A CPU that never switched since the probe was attached runs nobody we know.
-                if state.seq != 0 {
+                if state.task != 0 {
                     add_running(&state, state.seq, now, row);
                 }
                 return;
@@ -119,27 +130,29 @@ impl Counters {
     }
 
     /// Tells every CPU that slots must be looked up again.
-    pub(super) fn set_generation(&self, generation: u32) {
+    pub(super) fn set_selection(&self, selection: u32) {
         for cpu in 0..self.nr_cpus() {
-            // SAFETY: in bounds as in `state`; this field is written by us alone.
-            unsafe {
-                let state = self.cpus.as_mut_ptr().cast::<CpuState>().add(cpu);
-                ptr::write_volatile(&raw mut (*state).wanted_generation, generation);
-            }
+            let state = self.state_ptr(cpu);
+            // SAFETY: this field is written by us alone.
+            unsafe { ptr::write_volatile(&raw mut (*state).news.selection, selection) };
         }
     }
 
-    fn state(&self, cpu: usize) -> CpuState {
+    /// Valid for as long as `self`; the kernel writes there at any time.
+    fn state_ptr(&self, cpu: usize) -> *mut CpuState {
         assert!(cpu < self.nr_cpus());
-        // SAFETY: the mapping holds `nr_cpus` states, page-aligned, and lives as long as `self`. The
-        // kernel writes it at any time; every bit pattern is a valid state.
-        unsafe { ptr::read_volatile(self.cpus.as_mut_ptr().cast::<CpuState>().add(cpu)) }
+        // SAFETY: the mapping holds `nr_cpus` states, page-aligned.
+        unsafe { self.cpus.as_mut_ptr().cast::<CpuState>().add(cpu) }
+    }
+
+    fn state(&self, cpu: usize) -> CpuState {
+        // SAFETY: every bit pattern is a valid state.
+        unsafe { ptr::read_volatile(self.state_ptr(cpu)) }
     }
 
     fn seq(&self, cpu: usize) -> &AtomicU64 {
-        assert!(cpu < self.nr_cpus());
-        // SAFETY: as in `state`; `seq` is the first field and aligned to 8.
-        unsafe { AtomicU64::from_ptr(self.cpus.as_mut_ptr().cast::<CpuState>().add(cpu).cast()) }
+        // SAFETY: `seq` is the first field and aligned to 8.
+        unsafe { AtomicU64::from_ptr(self.state_ptr(cpu).cast()) }
     }
 
     fn row(&self, cpu: usize, slots: usize) -> &[AtomicU64] {
@@ -192,7 +205,7 @@ fn map(data: &MapData, len: usize) -> io::Result<MmapRaw> {
 
 #[cfg(test)]
 mod tests {
-    use ecoprobe_ebpf::{SLOT_IDLE, SLOT_OTHER};
+    use ecoprobe_ebpf::SLOT_OTHER;
 
     use super::*;
 

@@ -1,0 +1,413 @@
+//! The probe against the kernel's own account, on real cgroups with real load.
+//!
+//! `cpu.stat` and `/proc/PID/schedstat` lag behind by up to a tick for a task that runs at the moment,
+//! so [`Load::account`] makes the scheduler bring its books up to date first. What is read while it
+//! changes is bracketed: ours between two readings of theirs.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "sim/cgroup.rs"]
+mod cgroup;
+#[path = "sim/load.rs"]
+mod load;
+
+use std::fs;
+use std::io::Write as _;
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::sleep;
+use std::time::Duration;
+
+use ecoprobe::meter::cpu_time::{CpuTime, Hook, LoadOptions};
+use ecoprobe::sample::SLOT_OTHER;
+
+use crate::cgroup::{TestCgroup, v2_mount};
+use crate::load::{Load, Shape};
+
+const MS: u64 = 1_000_000;
+/// A tick of the slowest kernel there is, `CONFIG_HZ=100`.
+const TICK: u64 = 10 * MS;
+
+/// Each test loads whole CPUs: one at a time.
+fn quiet() -> MutexGuard<'static, ()> {
+    static QUIET: Mutex<()> = Mutex::new(());
+    QUIET.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Probe {
+    cpu_time: CpuTime,
+    cpus: usize,
+}
+
+/// Cumulative nanoseconds by slot.
+struct Reading {
+    at_ns: u64,
+    slots: Vec<u64>,
+}
+
+impl Reading {
+    fn since(&self, start: &Self, slot: usize) -> u64 {
+        self.slots[slot].checked_sub(start.slots[slot]).expect("counters never go back")
+    }
+}
+
+impl Probe {
+    fn v2(hook: Option<Hook>) -> Self {
+        Self::load(hook, None, 0, 64)
+    }
+
+    fn load(
+        hook: Option<Hook>,
+        v1_controller: Option<&str>,
+        hierarchy_id: u32,
+        max_workloads: u32,
+    ) -> Self {
+        let cpus = aya::util::nr_cpus().expect("the number of possible CPUs");
+        let cpu_time = CpuTime::load(LoadOptions {
+            btf: Path::new("/sys/kernel/btf/vmlinux"),
+            package_of_cpu: vec![0; cpus],
+            packages: 1,
+            v1_controller,
+            hierarchy_id,
+            max_workloads,
+            hook,
+        })
+        .unwrap_or_else(|error| panic!("{error}"));
+        Self { cpu_time, cpus }
+    }
+
+    fn attach(mut self) -> Self {
+        self.cpu_time.attach().unwrap_or_else(|error| panic!("{error}"));
+        self
+    }
+
+    fn select(&mut self, cgroup: &TestCgroup) -> usize {
+        self.cpu_time.add_workload(cgroup.id()).unwrap().expect("room for a workload")
+    }
+
+    fn read(&mut self) -> Reading {
+        let mut packages = Vec::new();
+        let at_ns = self.cpu_time.read(&mut packages);
+        Reading { at_ns, slots: packages.swap_remove(0) }
+    }
+
+    /// A reading, and another account read before and after.
+    fn read_within<T>(&mut self, theirs: impl Fn() -> T) -> (T, Reading, T) {
+        let before = theirs();
+        let ours = self.read();
+        (before, ours, theirs())
+    }
+}
+
+impl Load {
+    /// The CPU time of this single-threaded process so far, exact.
+    fn account(&self) -> u64 {
+        self.update_account();
+        let path = format!("/proc/{}/schedstat", self.pid());
+        let text = fs::read_to_string(path).expect("schedstat");
+        text.split(' ').next().unwrap().parse().unwrap()
+    }
+
+    /// A change of priority makes the scheduler charge what its task has run so far.
+    fn update_account(&self) {
+        let (process, pid) = (libc::PRIO_PROCESS, self.pid());
+        // SAFETY: plain system calls.
+        unsafe {
+            let now = libc::getpriority(process, pid);
+            assert_eq!(libc::setpriority(process, pid, if now == 1 { 2 } else { 1 }), 0);
+        }
+    }
+}
+
+/// `ours` between what another account gained at least and at most, but for a share of it and `slack`.
+#[track_caller]
+fn assert_within(what: &str, ours: u64, theirs: RangeInclusive<u64>, share: f64, slack: u64) {
+    let margin = (*theirs.end() as f64 * share) as u64 + slack;
+    let (least, most) = (theirs.start().saturating_sub(margin), theirs.end() + margin);
+    println!("{what}: {ours} ns, theirs {theirs:?}");
+    assert!((least..=most).contains(&ours), "{what}: {ours} ns, but theirs {theirs:?} ± {margin}");
+}
+
+fn accuracy(hook: Hook) {
+    let _quiet = quiet();
+    let jobs = ["hog", "quarter", "forks"].map(TestCgroup::v2);
+    let shapes = [Shape::Hog, Shape::QUARTER, Shape::MILLISECOND_CHILDREN];
+    let mut probe = Probe::v2(Some(hook)).attach();
+    assert_eq!(probe.cpu_time.hook(), hook);
+    let slots = jobs.each_ref().map(|job| probe.select(job));
+    let loads: Vec<Load> = jobs
+        .iter()
+        .zip(shapes)
+        .zip([0, 1, 1])
+        .map(|((job, shape), cpu)| Load::start(shape, job.path(), Some(cpu)))
+        .collect();
+    let theirs = || {
+        loads.iter().for_each(Load::update_account);
+        jobs.each_ref().map(TestCgroup::usage_ns)
+    };
+    sleep(Duration::from_millis(100));
+    let (before, start, after) = probe.read_within(theirs);
+    sleep(Duration::from_secs(4));
+    let (until, end, latest) = probe.read_within(theirs);
+    for (i, slot) in slots.into_iter().enumerate() {
+        // The account of a forked child that runs right now cannot be brought up to date: one at each
+        // end, which runs for a millisecond.
+        let running = if i == 2 { 2 * MS } else { 0 };
+        let range = until[i] - after[i]..=latest[i] - before[i];
+        assert_within(&format!("{:?}", shapes[i]), end.since(&start, slot), range, 0.005, running);
+    }
+}
+
+#[test]
+#[ignore = "needs root: it loads the probe and makes cgroups"]
+fn cpu_time_agrees_with_cpu_stat() {
+    accuracy(Hook::TpBtf);
+}
+
+#[test]
+#[ignore = "needs root: it loads the probe and makes cgroups"]
+fn the_raw_tracepoint_twin_agrees_as_well() {
+    accuracy(Hook::RawTp);
+}
+
+#[test]
+#[ignore = "needs root: it loads the probe and makes cgroups"]
+fn every_window_of_a_job_that_never_yields_is_right() {
+    const WINDOW: Duration = Duration::from_millis(100);
+    let _quiet = quiet();
+    let job = TestCgroup::v2("windows");
+    let mut probe = Probe::v2(None).attach();
+    let slot = probe.select(&job);
+    let hog = Load::hog(job.path(), 0);
+    sleep(WINDOW);
+    let (mut before, mut start, mut after) = probe.read_within(|| hog.account());
+    for window in 0..40 {
+        sleep(WINDOW);
+        let (until, end, latest) = probe.read_within(|| hog.account());
+        let ours = end.since(&start, slot);
+        let share_of_wall = (end.at_ns - start.at_ns) / 50;
+        assert_within(
+            &format!("window {window}"),
+            ours,
+            until - after..=latest - before,
+            0.0,
+            share_of_wall,
+        );
+        (before, start, after) = (until, end, latest);
+    }
+}
+
+#[test]
+#[ignore = "needs root: it loads the probe and makes cgroups"]
+fn a_running_job_that_is_moved_is_billed_to_both() {
+    let _quiet = quiet();
+    let (from, to) = (TestCgroup::v2("from"), TestCgroup::v2("to"));
+    let mut probe = Probe::v2(None).attach();
+    let (from_slot, to_slot) = (probe.select(&from), probe.select(&to));
+    let hog = Load::hog(from.path(), 1);
+    let elsewhere = ["elsewhere", "nowhere"].map(TestCgroup::v2);
+    let first = Load::start(Shape::QUARTER, elsewhere[0].path(), Some(0));
+    for (source, target, cgroup) in
+        [(from_slot, to_slot, &to), (to_slot, from_slot, &from), (from_slot, to_slot, &to)]
+    {
+        sleep(Duration::from_millis(50));
+        let (before, start, after) = probe.read_within(|| hog.account());
+        sleep(Duration::from_millis(300));
+        // The first of two moves waits for all CPUs, the second does not.
+        first.move_to(elsewhere[1].path());
+        let leaves = hog.account();
+        hog.move_to(cgroup.path());
+        let left = hog.account();
+        first.move_to(elsewhere[0].path());
+        sleep(Duration::from_millis(200));
+        let (until, end, latest) = probe.read_within(|| hog.account());
+        let [was, is] = [source, target].map(|slot| end.since(&start, slot));
+        assert_within("before the move", was, leaves - after..=left - before, 0.0, 5 * MS);
+        assert_within("after the move", is, until - left..=latest - leaves, 0.0, 5 * MS);
+    }
+}
+
+#[test]
+#[ignore = "needs root: it loads the probe and makes cgroups"]
+fn short_lived_cgroups_count_for_their_ancestors_only() {
+    let _quiet = quiet();
+    let parent = TestCgroup::v2("parent");
+    let outside = TestCgroup::v2("outside");
+    let mut probe = Probe::v2(None).attach();
+    let slot = probe.select(&parent);
+    let start = probe.read();
+    // One may take the other's place in the kernel's memory.
+    for _ in 0..40 {
+        for cgroup in [&parent, &outside] {
+            let child = cgroup.child("child");
+            let load = Load::hog(child.path(), 1);
+            sleep(Duration::from_millis(10));
+            drop(load);
+        }
+    }
+    let end = probe.read();
+    let theirs = parent.usage_ns();
+    assert!(theirs > 100 * MS, "the children hardly ran: {theirs} ns");
+    assert_within("the parent", end.since(&start, slot), theirs..=theirs, 0.005, 0);
+}
+
+#[test]
+#[ignore = "needs root: it loads the probe and makes cgroups"]
+fn slots_add_up_to_all_cpus() {
+    let _quiet = quiet();
+    let jobs = ["one", "two"].map(TestCgroup::v2);
+    let mut probe = Probe::v2(None).attach();
+    for job in &jobs {
+        probe.select(job);
+    }
+    let _loads = [
+        Load::start(Shape::QUARTER, jobs[0].path(), None),
+        Load::start(Shape::MILLISECOND_CHILDREN, jobs[1].path(), None),
+    ];
+    sleep(Duration::from_millis(100));
+    let stolen_before = stolen_ns();
+    let start = probe.read();
+    sleep(Duration::from_secs(4));
+    let end = probe.read();
+    let stolen = stolen_ns() - stolen_before;
+    let sum: u64 = (0..end.slots.len()).map(|slot| end.since(&start, slot)).sum();
+    let elapsed = (end.at_ns - start.at_ns) * online_cpus();
+    assert!(probe.cpus as u64 >= online_cpus());
+    // What interrupts and the hypervisor took is nobody's, by the scheduler's own account.
+    assert_within("all slots", sum, elapsed.saturating_sub(stolen)..=elapsed, 0.001, 0);
+}
+
+/// What the CPUs' run-queue clocks may leave out.
+fn stolen_ns() -> u64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap();
+    let ticks: Vec<u64> = stat
+        .lines()
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .skip(1)
+        .map(|ticks| ticks.parse().unwrap())
+        .collect();
+    // irq, softirq, steal; in hundredths of a second.
+    (ticks[5] + ticks[6] + ticks[7]) * TICK
+}
+
+fn online_cpus() -> u64 {
+    // SAFETY: a plain library call.
+    unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) as u64 }
+}
+
+#[test]
+#[ignore = "needs root: it loads the probe and makes cgroups"]
+fn beyond_the_capacity_time_goes_to_other() {
+    let _quiet = quiet();
+    let jobs = ["first", "second"].map(TestCgroup::v2);
+    let mut probe = Probe::load(None, None, 0, 1).attach();
+    probe.select(&jobs[0]);
+    assert_eq!(probe.cpu_time.add_workload(jobs[1].id()).unwrap(), None);
+    let hog = Load::hog(jobs[1].path(), 0);
+    let (before, start, after) = probe.read_within(|| hog.account());
+    sleep(Duration::from_millis(500));
+    let (until, end, latest) = probe.read_within(|| hog.account());
+    assert_eq!(end.slots.len(), 3);
+    assert_eq!(end.since(&start, 2), 0);
+    let other = end.since(&start, SLOT_OTHER);
+    assert!(other + 5 * MS >= until - after, "{other} {before} {latest}");
+}
+
+#[test]
+#[ignore = "needs root: it loads the probe and makes cgroups"]
+fn a_cgroup_selected_while_its_job_runs_is_seen_at_the_next_switch() {
+    let _quiet = quiet();
+    let job = TestCgroup::v2("late");
+    let mut probe = Probe::v2(None).attach();
+    let load = Load::start(Shape::QUARTER, job.path(), Some(1));
+    sleep(Duration::from_millis(100));
+    let slot = probe.select(&job);
+    // One period, so that it was switched in since.
+    sleep(Duration::from_millis(50));
+    let (before, start, after) = probe.read_within(|| load.account());
+    sleep(Duration::from_millis(500));
+    let (until, end, latest) = probe.read_within(|| load.account());
+    let ours = end.since(&start, slot);
+    assert_within("selected late", ours, until - after..=latest - before, 0.005, MS);
+}
+
+#[test]
+#[ignore = "needs root: it loads the probe and makes cgroups"]
+fn kernel_threads_are_not_the_root_cgroup() {
+    let _quiet = quiet();
+    let mut probe = Probe::v2(None).attach();
+    let root = fs::metadata(v2_mount()).unwrap();
+    let id = std::os::unix::fs::MetadataExt::ino(&root);
+    let slot = probe.cpu_time.add_workload(id).unwrap().unwrap();
+    let job = TestCgroup::v2("below-the-root");
+    let load = Load::start(Shape::QUARTER, job.path(), Some(1));
+    sleep(Duration::from_millis(50));
+    let (before, start, after) = probe.read_within(kernel_threads_ns);
+    let job_before = load.account();
+    // Kernel threads write this out.
+    let mut file = tempfile::tempfile().unwrap();
+    for _ in 0..200 {
+        file.write_all(&[1; 64 * 1024]).unwrap();
+        file.sync_all().unwrap();
+    }
+    let job_after = load.account();
+    let (until, end, latest) = probe.read_within(kernel_threads_ns);
+    let threads = until.saturating_sub(after);
+    assert!(threads > 5 * MS, "the kernel's threads hardly ran: {threads} ns");
+    let other = end.since(&start, SLOT_OTHER);
+    let root = end.since(&start, slot);
+    println!("other {other}, kernel threads {threads} ({before} to {latest}), root {root}");
+    // `other` also has what the scheduler itself took.
+    assert!(other + MS >= threads - threads / 20, "{other} ns in other, threads ran {threads} ns");
+    assert!(root >= job_after - job_before, "{root} ns in the root");
+}
+
+/// CPU time of all kernel threads.
+fn kernel_threads_ns() -> u64 {
+    fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| {
+            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+            let flags = stat.rsplit_once(')')?.1.split(' ').nth(7)?;
+            let is_kernel = flags.parse::<u64>().ok()? & 0x0020_0000 != 0;
+            let schedstat = fs::read_to_string(entry.path().join("schedstat")).ok()?;
+            is_kernel.then(|| schedstat.split(' ').next()?.parse::<u64>().ok())?
+        })
+        .sum()
+}
+
+#[test]
+#[ignore = "needs root and a cgroup v1 mount"]
+fn v1_cpu_time_agrees_with_cpuacct() {
+    let _quiet = quiet();
+    let job = TestCgroup::v1("cpuacct", "probe");
+    let mine = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let hierarchy = mine
+        .lines()
+        .find_map(|line| {
+            let (id, rest) = line.split_once(':')?;
+            let controllers = rest.split(':').next()?;
+            controllers.split(',').any(|one| one == "cpuacct").then(|| id.parse().unwrap())
+        })
+        .expect("the hierarchy's number");
+    let mut probe = Probe::load(None, Some("cpuacct"), hierarchy, 8).attach();
+    let slot = probe.select(&job);
+    let hog = Load::hog(job.path(), 0);
+    let child = job.child("child");
+    let quarter = Load::start(Shape::QUARTER, child.path(), Some(1));
+    let loads = [&hog, &quarter];
+    let theirs = || {
+        loads.iter().for_each(|load| load.update_account());
+        job.usage_ns()
+    };
+    sleep(Duration::from_millis(100));
+    let (before, start, after) = probe.read_within(theirs);
+    sleep(Duration::from_secs(1));
+    let (until, end, latest) = probe.read_within(theirs);
+    let ours = end.since(&start, slot);
+    assert_within("cpuacct", ours, until - after..=latest - before, 0.005, 0);
+}
