@@ -1,7 +1,7 @@
 //! Nanoseconds per context switch, by the kernel's own account of BPF run time.
 //!
 //! What is counted: from just before the program's first instruction to just after its last, as
-//! `kernel.bpf_stats_enabled` has it, over every `sched_switch` of the machine. Nearly all of them are
+//! the kernel's BPF statistics have it, over every `sched_switch` of the machine. Nearly all of them are
 //! `perf bench sched pipe`: two tasks that wake each other, pinned to one CPU, in a cgroup of their
 //! own that our probe has selected. The trampoline that calls a program is not counted, for any of
 //! them. Where tasks of two cgroups take turns on one CPU, ours costs a hash lookup more.
@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::programs::BtfTracePoint;
+use aya::sys::{Stats, enable_stats};
 use aya::{Btf, EbpfLoader};
 use ecoprobe::meter::cpu_time::{CpuTime, Hook, LoadOptions, RunTime};
 use nix::sys::signal::{Signal, killpg};
@@ -30,7 +31,6 @@ use nix::unistd::Pid;
 use crate::statistics::{interval, least, median};
 
 const REFERENCE: &[u8] = aya::include_bytes_aligned!("../bpf/reference.o");
-const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// After attaching: code is patched and caches are cold.
@@ -81,7 +81,9 @@ struct Row {
 
 pub(crate) fn bench(args: &Args) -> Result<()> {
     ensure!(args.rounds > 0, "at least one round");
-    let _statistics = Statistics::enable()?;
+    // Counted by file descriptor: others may want the statistics too, and they end with us.
+    let _statistics = enable_stats(Stats::RunTime)
+        .context("cannot turn the kernel's BPF statistics on; run it as root")?;
     let btf = Btf::from_sys_fs()?;
     let cgroup = Cgroup::new()?;
     let mut pipe = Pipe::start(&cgroup, args.cpu)?;
@@ -261,25 +263,5 @@ impl Drop for Cgroup {
             std::thread::sleep(Duration::from_millis(10));
         }
         eprintln!("cannot remove {}", self.0.display());
-    }
-}
-
-/// `kernel.bpf_stats_enabled`, put back as it was.
-struct Statistics {
-    before: String,
-}
-
-impl Statistics {
-    fn enable() -> Result<Self> {
-        let before = std::fs::read_to_string(STATISTICS).context(STATISTICS)?;
-        std::fs::write(STATISTICS, "1")
-            .with_context(|| format!("cannot write {STATISTICS}; run it as root"))?;
-        Ok(Self { before })
-    }
-}
-
-impl Drop for Statistics {
-    fn drop(&mut self) {
-        let _ = std::fs::write(STATISTICS, self.before.trim());
     }
 }
