@@ -4,7 +4,8 @@
 //! the kernel's BPF statistics have it, over every `sched_switch` of the machine. Nearly all of them are
 //! `perf bench sched pipe`: two tasks that wake each other, pinned to one CPU, in a cgroup of their
 //! own that our probe has selected. The trampoline that calls a program is not counted, for any of
-//! them. Where tasks of two cgroups take turns on one CPU, ours costs a hash lookup more.
+//! them. Where tasks of two cgroups take turns on one CPU, ours costs some 15 ns more; with more than
+//! two, a hash lookup.
 //!
 //! The statistics cost time themselves, some tens of nanoseconds that are counted as the program's.
 //! They are the same for every program, so what counts is the difference to the empty one.

@@ -57,7 +57,11 @@ pub struct CpuState {
     pub cgroup_slot: u32,
     /// Where this CPU's counters begin. Written by the agent before the probe is attached.
     pub row: u32,
-    pub _pad: [u64; 3],
+    /// The cgroup that was cached before, as `cgroup`, and its slot: two jobs that take turns on a
+    /// CPU swap places.
+    pub previous_cgroup: u64,
+    pub previous_slot: u32,
+    pub _pad: [u32; 3],
 
     /// CLOCK_MONOTONIC minus the run-queue clock, ns.
     pub clock_offset: u64,

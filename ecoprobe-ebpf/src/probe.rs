@@ -348,16 +348,22 @@ unsafe fn look_up<K: Kernel>(cpu: *mut CpuState, task: *const u8) {
         let news = read_volatile(&raw const (*cpu).news);
         let cgroup = cgroup_of::<K>(task);
         let seen = (*cpu).seen;
-        if (*cpu).cgroup & !NOT_KTHREADS != cgroup as u64
-            || seen.selection != news.selection
-            || seen.made != news.made
-        {
-            let id = cgroup_id::<K>(cgroup);
-            (*cpu).seen = news;
-            (*cpu).cgroup = cgroup as u64;
-            (*cpu).cgroup_slot = resolve::<K>(cgroup, id, news.selection);
-            if id == ROOT_CGROUP_ID && (*cpu).cgroup_slot != SLOT_OTHER {
-                hide_from_kthreads(cpu);
+        let fresh = seen.selection == news.selection && seen.made == news.made;
+        if !fresh || (*cpu).cgroup & !NOT_KTHREADS != cgroup as u64 {
+            let (before, before_slot) = ((*cpu).previous_cgroup, (*cpu).previous_slot);
+            (*cpu).previous_cgroup = if fresh { (*cpu).cgroup } else { 0 };
+            (*cpu).previous_slot = (*cpu).cgroup_slot;
+            if fresh && before & !NOT_KTHREADS == cgroup as u64 {
+                (*cpu).cgroup = before;
+                (*cpu).cgroup_slot = before_slot;
+            } else {
+                let id = cgroup_id::<K>(cgroup);
+                (*cpu).seen = news;
+                (*cpu).cgroup = cgroup as u64;
+                (*cpu).cgroup_slot = resolve::<K>(cgroup, id, news.selection);
+                if id == ROOT_CGROUP_ID && (*cpu).cgroup_slot != SLOT_OTHER {
+                    hide_from_kthreads(cpu);
+                }
             }
         }
         let mut slot = (*cpu).cgroup_slot;
