@@ -199,14 +199,31 @@ fn without_the_static_power_it_is_learned_while_the_load_varies() {
     ];
     let names = [a.cgroup(), b.cgroup()];
     let options = ["--interval=50ms", "--duration=6s", "--format=jsonl"];
-    let live = bench.start(&[&names[0], &names[1]], &options).wait().succeeded();
-
+    let run = || bench.start(&[&names[0], &names[1]], &options).wait().succeeded();
+    let too_even = |live: &Ended| live.lines().1.warnings().contains("did not vary enough");
+    let mut live = run();
+    for _ in 0..2 {
+        if too_even(&live) {
+            live = run();
+        }
+    }
+    let [truth] = &bench.truth()[..] else { panic!() };
     let (_, report) = live.lines();
+    if too_even(&live) {
+        let cpus = number(&report.0["host"]["cpus"]);
+        let seconds = number(&report.0["window"]["seconds"]);
+        let busy = truth.dynamic_j / JOULES_PER_CPU_SECOND / seconds / cpus;
+        assert!(busy > 0.9, "{}", report.warnings());
+        sim::skip(
+            "others keep every CPU busy all the time: there is no varying load to learn from",
+        );
+        return;
+    }
+
     let learned = &report.0["sources"]["static_power"];
-    assert_eq!(learned["kind"], "calibrated");
+    assert_eq!(learned["kind"], "calibrated", "{}", report.warnings());
     assert_near(number(&learned["watts"]["package-0"]), 20.0, CALIBRATED, "static watts");
     assert!(number(&learned["stderr_watts"]["package-0"]) > 0.0, "{learned}");
-    let [truth] = &bench.truth()[..] else { panic!() };
     assert_near(report.node("cpu", "measured_j"), truth.total_j(), 0.002, "measured");
     assert_near(report.node("cpu", "idle_j"), truth.static_j, CALIBRATED, "idle");
     for (name, joules) in names.iter().zip(&truth.jobs_j) {
