@@ -82,7 +82,6 @@ impl Collector {
         let topology = Topology::read(&roots.sysfs, cpus);
         let energy = open_cpu_energy(args.cpu_energy, roots, &topology)?;
         let domains = energy.meter.as_ref().map_or(&[][..], |meter| meter.domains()).to_vec();
-        let settings = settings(&args.settings, Settings::default(), &domains)?;
 
         let most = args.max_workloads.unwrap_or_else(|| {
             USUAL_WORKLOADS.max(u32::try_from(workloads.len() * 2).unwrap_or(u32::MAX))
@@ -102,6 +101,8 @@ impl Collector {
 
         // After the probe: loading it keeps other threads from opening files for a moment.
         let gpu = open_gpu(args, hierarchy)?;
+        let settings = settings(&args.settings, Settings::default(), &domains, &gpu.source)?;
+        cpu_time.attach()?;
 
         let header = Header {
             schema: RECORDING_SCHEMA.to_owned(),
@@ -126,7 +127,6 @@ impl Collector {
         if let Some(recorder) = &mut recorder {
             recorder.write(&Event::Header(Box::new(header.clone())))?;
         }
-        cpu_time.attach()?;
         let mut collector = Self {
             health: vec![Health::Good; header.domains.len()],
             started: false,
@@ -190,26 +190,33 @@ impl Collector {
     }
 
     /// Reads every meter and commits. `false`: a counter failed and nothing was committed; the next
-    /// tick covers this one's time.
+    /// tick covers this one's time. The last tick waits until the GPUs' counters have moved past
+    /// it, so that its window holds all that is left of their energy.
     pub fn tick(&mut self, last: Last) -> anyhow::Result<bool> {
         let start = monotonic_ns();
         self.read();
+        let read = monotonic_ns();
+        match (&self.gpu, last) {
+            (Some(_), Last::Yes) => self.finish_gpu(),
+            // What the GPU meter's thread has published; the driver itself is never waited for.
+            (Some(gpu), Last::No) => gpu.drain(&mut self.gpu_events),
+            (None, _) => {}
+        }
+        let waited = if last == Last::Yes { monotonic_ns().saturating_sub(read) } else { 0 };
+        // Before the sample: its window is to hold all that is known by now.
+        for event in &self.gpu_events {
+            self.session.apply(event);
+        }
         let mut news = Vec::new();
         let commit = self.judge(last, &mut news);
         if commit {
             self.session.sample(&self.sample);
             self.started = true;
         }
-        // What the GPU meter's thread has published; the driver itself is never waited for.
-        if let Some(gpu) = &self.gpu {
-            gpu.drain(&mut self.gpu_events);
-        }
-        for event in &self.gpu_events {
-            self.session.apply(event);
-        }
-        self.collect_ns.saturating_record(monotonic_ns().saturating_sub(start));
+        self.collect_ns.saturating_record(monotonic_ns().saturating_sub(start + waited));
 
         // From here on nothing is part of the tick any more.
+        self.record_gpu_events()?;
         news.extend(self.cpu_time.warnings());
         for message in news {
             self.warn(message)?;
@@ -217,8 +224,16 @@ impl Collector {
         if commit && self.recorder.is_some() {
             self.record(&Event::Sample(self.sample.clone()))?;
         }
-        self.record_gpu_events()?;
         Ok(commit)
+    }
+
+    /// Ends the GPU meter; what it had left to say lands in `gpu_events`.
+    fn finish_gpu(&mut self) {
+        if let Some(gpu) = self.gpu.take() {
+            let end = gpu.finish(GPU_PATIENCE);
+            self.nvml_us = end.nvml_us;
+            self.gpu_events.extend(end.events);
+        }
     }
 
     /// The session has seen them already.
@@ -299,15 +314,12 @@ impl Collector {
 
     /// The report of everything up to the last tick, and the end of the recording.
     pub fn finish(&mut self) -> anyhow::Result<Report> {
-        if let Some(gpu) = self.gpu.take() {
-            let end = gpu.finish(GPU_PATIENCE);
-            self.nvml_us = end.nvml_us;
-            self.gpu_events = end.events;
-            for event in &self.gpu_events {
-                self.session.apply(event);
-            }
-            self.record_gpu_events()?;
+        // Unless the last tick has been there.
+        self.finish_gpu();
+        for event in &self.gpu_events {
+            self.session.apply(event);
         }
+        self.record_gpu_events()?;
         if self.refused_workloads > 0 {
             self.warn(format!(
                 "{} workloads found no room and are part of `other`; raise --max-workloads",
