@@ -99,8 +99,17 @@ impl Collector {
             hook: None,
         })?;
 
+        // Before the GPU meter takes its first look at who is on a device.
+        let owners = Workloads::default();
+        let mut billed = Vec::with_capacity(workloads.len());
+        for workload in workloads {
+            if enrol(&mut cpu_time, &owners, workload)? {
+                billed.push(workload);
+            }
+        }
+
         // After the probe: loading it keeps other threads from opening files for a moment.
-        let gpu = open_gpu(args, hierarchy)?;
+        let gpu = open_gpu(args, hierarchy, &owners)?;
         let settings = settings(&args.settings, Settings::default(), &domains, &gpu.source)?;
         cpu_time.attach()?;
 
@@ -134,7 +143,7 @@ impl Collector {
             cpu_time,
             energy: energy.meter,
             gpu: gpu.meter,
-            owners: gpu.owners,
+            owners,
             nvml_us: Quantiles::default(),
             recorder,
             sample: Sample::default(),
@@ -143,15 +152,15 @@ impl Collector {
             // Up to a minute, to three digits.
             collect_ns: Histogram::new_with_max(60_000_000_000, 3)
                 .context("cannot make a histogram")?,
-            refused_workloads: 0,
+            refused_workloads: workloads.len() - billed.len(),
             seen_lost_events: 0,
             notes: Vec::new(),
         };
         for note in energy.notes.into_iter().chain(gpu.warnings) {
             collector.warn(note)?;
         }
-        for workload in workloads {
-            collector.add(workload.clone())?;
+        for workload in billed {
+            collector.announce(workload.clone())?;
         }
         collector.tick(Last::No)?;
         Ok(collector)
@@ -164,13 +173,14 @@ impl Collector {
     /// Bills a cgroup from now on. Beyond the capacity its time stays in `other`, and the report
     /// says so.
     pub fn add(&mut self, workload: Workload) -> anyhow::Result<()> {
-        let Some(slot) = self.cpu_time.add_workload(workload.cgroup_id)? else {
+        if !enrol(&mut self.cpu_time, &self.owners, &workload)? {
             self.refused_workloads += 1;
             return Ok(());
-        };
-        let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
-        owners.push((workload.cgroup.clone(), slot));
-        drop(owners);
+        }
+        self.announce(workload)
+    }
+
+    fn announce(&mut self, workload: Workload) -> anyhow::Result<()> {
         let event = Event::Workload(workload);
         self.session.apply(&event);
         self.record(&event)
@@ -350,19 +360,29 @@ impl Collector {
     }
 }
 
+/// Has every meter bill a cgroup from now on; `false`: there is no room for it.
+fn enrol(cpu_time: &mut CpuTime, owners: &Workloads, workload: &Workload) -> Result<bool, Error> {
+    let Some(slot) = cpu_time.add_workload(workload.cgroup_id)? else { return Ok(false) };
+    let mut owners = owners.write().unwrap_or_else(PoisonError::into_inner);
+    owners.push((workload.cgroup.clone(), slot));
+    Ok(true)
+}
+
 /// The GPU meter, if there is one to be had.
 struct OpenedGpu {
     meter: Option<GpuMeter>,
     source: GpuEnergySource,
     warnings: Vec<String>,
-    owners: Workloads,
 }
 
-fn open_gpu(args: &MeasureArgs, hierarchy: &Hierarchy) -> Result<OpenedGpu, Error> {
-    let owners = Workloads::default();
+fn open_gpu(
+    args: &MeasureArgs,
+    hierarchy: &Hierarchy,
+    owners: &Workloads,
+) -> Result<OpenedGpu, Error> {
     if args.gpu_energy == GpuEnergyChoice::None {
         let source = GpuEnergySource { kind: GpuEnergyKind::None, devices: Vec::new() };
-        return Ok(OpenedGpu { meter: None, source, warnings: Vec::new(), owners });
+        return Ok(OpenedGpu { meter: None, source, warnings: Vec::new() });
     }
     let options = GpuOptions {
         required: args.gpu_energy == GpuEnergyChoice::Nvml,
@@ -374,7 +394,7 @@ fn open_gpu(args: &MeasureArgs, hierarchy: &Hierarchy) -> Result<OpenedGpu, Erro
     let owner = Owners::new(&args.roots.procfs, hierarchy.version.clone(), owners.clone());
     let (meter, source, warnings) = GpuMeter::start(options, owner)?;
     let meter = (source.kind != GpuEnergyKind::None).then_some(meter);
-    Ok(OpenedGpu { meter, source, warnings, owners })
+    Ok(OpenedGpu { meter, source, warnings })
 }
 
 /// Whether a tick is the last one of a run.
