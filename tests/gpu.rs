@@ -420,6 +420,7 @@ fn slices_decide_under_mig_and_memory_where_there_is_no_utilisation() {
     let devices = run.report["sources"]["gpu_energy"]["devices"].as_array().unwrap();
     let methods: Vec<_> = devices.iter().map(|device| device["method"].as_str().unwrap()).collect();
     assert_eq!(methods, ["counter", "counter", "power"]);
+    assert_eq!(run.warned("is the integral of the driver's power samples"), 1);
     // Whoever has only a share of the memory has no known seconds.
     assert_eq!(run.job(0)["gpu_seconds"], Value::Null);
 }
@@ -671,4 +672,84 @@ fn in_a_pid_namespace_energy_is_measured_and_nobody_is_billed() {
     assert!(number(&report["node"]["gpu"]["measured_j"]) > 0.0);
     assert_eq!(report["workloads"][0]["energy_j"]["gpu"], Value::Null);
     assert_eq!(report["workloads"][0]["gpu_seconds"], Value::Null);
+}
+
+// ---- `doctor` ------------------------------------------------------------------------------------
+
+/// The GPU checks by name, in order, and whether GPU energy can be had.
+fn doctor(library: &Path) -> (Vec<(String, Value)>, bool) {
+    let mut command = ecoprobe();
+    command.args(["doctor", "--format", "json", "--nvml-lib"]).arg(library);
+    let output = command.output().unwrap();
+    let diagnosis: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let groups = diagnosis["groups"].as_array().unwrap();
+    let group = groups.iter().find(|group| group["name"] == "GPU energy").unwrap();
+    let checks = group["checks"].as_array().unwrap().iter();
+    let named = checks.map(|check| (check["name"].as_str().unwrap().to_owned(), check.clone()));
+    (named.collect(), diagnosis["can"]["gpu_energy"].as_bool().unwrap())
+}
+
+#[test]
+fn doctor_says_what_each_device_offers() {
+    let denied = Fault {
+        call: "nvmlDeviceGetProcessUtilization".into(),
+        device: Some(2),
+        code: NO_PERMISSION,
+        ..Fault::default()
+    };
+    let gone = Fault { device: Some(4), code: GPU_IS_LOST, ..Fault::default() };
+    let machine = Machine::with_faults(
+        vec![
+            device(vec![always(1, 50.0)]),
+            Device { refresh_ms: None, utilisation: Utilisation::None, ..Device::default() },
+            device(vec![]),
+            Device { mig: vec![4, 3], ..Device::default() },
+            device(vec![]),
+        ],
+        vec![denied, gone],
+    );
+    let (checks, can) = doctor(&machine.library());
+    assert!(can);
+    let gpus: Vec<&Value> =
+        checks.iter().filter(|(name, _)| name == "GPU").map(|(_, check)| check).collect();
+    let details: Vec<&str> = gpus.iter().map(|check| check["detail"].as_str().unwrap()).collect();
+    assert_eq!(details.len(), 5, "{details:?}");
+    assert_eq!(
+        details[0],
+        "0 Simulated GPU GPU-00000000: energy counter; utilisation by process; processes now: 1"
+    );
+    assert!(details[1].contains("power is integrated") && details[1].contains("by memory"));
+    assert!(details[3].contains("MIG: shared by slices"), "{}", details[3]);
+    assert!(details[4].contains("GPU 4 cannot be opened"), "{}", details[4]);
+    let levels: Vec<_> = gpus.iter().map(|check| check["level"].as_str().unwrap()).collect();
+    assert_eq!(levels, ["ok", "warning", "warning", "ok", "missing"]);
+    assert!(gpus[2]["mend"].as_str().unwrap().contains("root"), "{}", gpus[2]);
+}
+
+#[test]
+fn doctor_says_why_nvml_does_not_start() {
+    let fault = Fault { call: "nvmlInit".into(), code: DRIVER_NOT_LOADED, ..Fault::default() };
+    let machine = Machine::with_faults(vec![device(vec![])], vec![fault]);
+    for (library, told, mend) in [
+        (machine.library(), "driver is not loaded", "modprobe nvidia"),
+        ("libc.so.6".into(), "lacks nvmlInit_v2", "--nvml-lib"),
+        (machine.directory.path().join("scenario.json"), "cannot load", "--nvml-lib"),
+    ] {
+        let (checks, can) = doctor(&library);
+        let (name, last) = checks.last().unwrap();
+        assert!(!can && name == "NVML", "{last}");
+        assert!(last["detail"].as_str().unwrap().contains(told), "{last}");
+        assert!(last["mend"].as_str().unwrap().contains(mend), "{last}");
+    }
+}
+
+#[test]
+fn doctor_does_not_wait_for_ever() {
+    let hang = Fault { call: "nvmlInit".into(), delay_ms: 60_000.0, ..Fault::default() };
+    let machine = Machine::with_faults(vec![device(vec![])], vec![hang]);
+    let start = Instant::now();
+    let (checks, _) = doctor(&machine.library());
+    assert!(start.elapsed() < Duration::from_secs(30));
+    let detail = &checks.last().unwrap().1["detail"];
+    assert!(detail.as_str().unwrap().contains("did not answer"), "{detail}");
 }

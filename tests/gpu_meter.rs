@@ -96,7 +96,8 @@ impl Run {
 
     /// Seconds since the machine's start that the windows of a device reach from and to.
     fn span(&self, index: usize) -> (f64, f64) {
-        let seconds = |ns: u64| (ns - self.start_ns) as f64 * 1e-9;
+        // The driver's samples reach back to before the start.
+        let seconds = |ns: u64| (ns as f64 - self.start_ns as f64) * 1e-9;
         let windows = self.of(index);
         (seconds(windows[0].from_ns), seconds(windows[windows.len() - 1].to_ns))
     }

@@ -3,6 +3,7 @@
 mod census;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::clock::Clock;
 use super::curve::{Curve, Step};
@@ -132,12 +133,29 @@ impl Device {
         &self.uuid
     }
 
+    pub(super) fn handle(&self) -> Handle {
+        self.handle
+    }
+
     pub(super) fn describe(&self) -> GpuDevice {
         let method = match self.source {
             Source::Counter => GpuReadMethod::Counter,
             Source::Samples | Source::Power => GpuReadMethod::Power,
         };
         GpuDevice { uuid: self.uuid.clone(), name: self.name.clone(), index: self.index, method }
+    }
+
+    /// A sentence if there is no energy counter: what stands in for it.
+    pub(super) fn stand_in(&self, interval: Duration) -> Option<String> {
+        let what = match self.source {
+            Source::Counter => return None,
+            Source::Samples => "the driver's power samples".to_owned(),
+            Source::Power => format!("power, read every {} ms", interval.as_millis()),
+        };
+        Some(format!(
+            "GPU {} has no energy counter: its energy is the integral of {what}",
+            self.uuid
+        ))
     }
 
     /// Reads only the energy, and only while the curve has no beginning.

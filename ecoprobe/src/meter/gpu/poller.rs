@@ -81,7 +81,7 @@ pub(super) fn run<O: PidOwner>(
         Ok(count) => count,
         Err(fault) => {
             let message = format!("NVML cannot count its devices: {fault}");
-            let _ = found.send(Err(OpenError { absent: false, message }));
+            let _ = found.send(Err(OpenError::new(false, message)));
             return;
         }
     };
@@ -95,6 +95,7 @@ pub(super) fn run<O: PidOwner>(
             Err(problem) => warnings.push(problem),
         }
     }
+    warnings.extend(devices.iter().filter_map(|device| device.stand_in(options.interval)));
     let listed = devices.iter().map(Device::describe).collect();
     let context = Context { driver, owner, host_pids, events, said: BTreeSet::new() };
     let mut poller = Poller { context, devices, stopped };
