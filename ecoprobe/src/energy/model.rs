@@ -59,6 +59,8 @@ pub enum StaticPower {
 pub enum Unknown {
     /// Too little has been seen so far.
     TooShort,
+    /// How busy the domain was could not be had: a partitioned GPU does not say.
+    LoadUnknown,
     /// The load did not vary enough for what the power's noise is.
     LoadTooEven,
     /// The line through what was seen has no possible power at no load. A GPU that is half busy
@@ -102,6 +104,13 @@ impl PowerModel {
         }
     }
 
+    /// A window of which it is not known how busy the domain was: it teaches nothing.
+    pub fn pass_over(&mut self, window: Window) {
+        if let Knowledge::Learned(calibrator) = &mut self.0 {
+            calibrator.unknown += window.time;
+        }
+    }
+
     /// The best figure as of now.
     pub fn static_power(&self) -> StaticPower {
         match &self.0 {
@@ -120,6 +129,8 @@ pub struct Calibrator {
     all: Points,
     idle: Points,
     least: Watts,
+    /// Time at a load that is not known.
+    unknown: Seconds,
 }
 
 impl Calibrator {
@@ -131,6 +142,7 @@ impl Calibrator {
             all: Points::default(),
             idle: Points::default(),
             least: Watts(f64::INFINITY),
+            unknown: Seconds(0.0),
         }
     }
 
@@ -166,7 +178,13 @@ impl Calibrator {
             Ok(Estimate { watts, stderr, .. }) => {
                 StaticPower::Calibrated { watts: Watts(watts), stderr: Watts(stderr) }
             }
-            Err(_) if self.all.count < 3 => StaticPower::Unknown(Unknown::TooShort),
+            Err(_) if self.all.count < 3 => {
+                StaticPower::Unknown(if self.unknown.0 < 3.0 * self.grain.pool.0 {
+                    Unknown::TooShort
+                } else {
+                    Unknown::LoadUnknown
+                })
+            }
             Err(why) => StaticPower::Unknown(why),
         }
     }

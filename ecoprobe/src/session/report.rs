@@ -363,6 +363,7 @@ impl Session {
         for (why, names) in unknown {
             let why = match why {
                 Unknown::TooShort => "the run was too short",
+                Unknown::LoadUnknown => "how busy it was is not known",
                 Unknown::LoadTooEven => "the load did not vary enough",
                 Unknown::NotALine => "power does not follow the load in a straight line",
             };
