@@ -183,8 +183,7 @@ impl Run {
         let measured = sum(&|window| window["node"]["gpu"]["measured_j"].as_f64());
         let whole = self.gpu("measured_j");
         assert!((measured - whole).abs() <= 1e-9 * whole, "{measured} J, and {whole} J");
-        let told = self.windows.iter().filter(|window| window["resolution_ms"].is_number()).count();
-        assert!(told >= 2, "{told} windows have GPU figures");
+        assert!(self.windows.iter().any(|window| window["resolution_ms"].is_number()));
         // What is learned in the middle of a run changes how windows are split.
         if self.report["sources"]["static_power"]["kind"] == "given" {
             for (index, job) in self.report["workloads"].as_array().unwrap().iter().enumerate() {
@@ -320,6 +319,32 @@ fn users_that_come_and_go_within_a_second() {
     near("unattributed", run.gpu("unattributed_j"), 0.0, 0.5);
 }
 
+/// The limit of what can be told: a process that came and ended between two looks had its cgroup
+/// asked for too late. Its energy is nobody's, and never somebody else's.
+#[test]
+#[ignore = "needs root: it loads the probe"]
+fn a_user_that_was_never_looked_at_alive_is_billed_to_nobody() {
+    let (a, b) = (Job::new("a", 1), Job::new("b", 1));
+    let fleeting = Sleeper::within(&b.cgroup);
+    let pid = fleeting.pid();
+    let on = vec![always(a.pid(), 40.0), process(pid, 2.2, 2.6, 60.0)];
+    // So that the driver's buffer reaches back to the first look.
+    let machine = Machine::of(vec![Device { sample_ms: 50.0, ..device(on) }]);
+    let killer = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(2600));
+        drop(fleeting);
+    });
+    let watts = static_power(1, 50.0);
+    let options = ["--static-power", &watts, "--duration", "3s", "--gpu-process-interval", "10s"];
+    let run = watch(&machine, &[&a, &b], &options);
+    killer.join().unwrap();
+    let device = &machine.scenario.devices[0];
+    let truth = |pid| device.dynamic_joules(pid, run.from_s, run.to_s);
+    near("unattributed", run.gpu("unattributed_j"), truth(pid), 0.02);
+    near("the other job", run.job_j(0), truth(a.pid()), 0.02);
+    assert_eq!(run.job_j(1), 0.0);
+}
+
 #[test]
 #[ignore = "needs root: it loads the probe"]
 fn eight_devices_do_not_mix() {
@@ -423,6 +448,34 @@ fn slices_decide_under_mig_and_memory_where_there_is_no_utilisation() {
     assert_eq!(run.warned("is the integral of the driver's power samples"), 1);
     // Whoever has only a share of the memory has no known seconds.
     assert_eq!(run.job(0)["gpu_seconds"], Value::Null);
+}
+
+#[test]
+#[ignore = "needs root: it loads the probe"]
+fn a_device_that_fell_off_before_does_not_hold_up_the_others() {
+    let job = Job::new("job", 1);
+    let on = || device(vec![always(job.pid(), 50.0)]);
+    let gone = Fault { device: Some(0), code: GPU_IS_LOST, ..Fault::default() };
+    let machine = Machine::with_faults(vec![on(), on()], vec![gone]);
+    let watts = format!("{}=50", uuid(1));
+    let run = watch(&machine, &[&job], &["--static-power", &watts, "--duration", "2s"]);
+    assert_eq!(run.warned("GPU 0 cannot be opened"), 1, "{}", run.report["warnings"]);
+    let truth = machine.scenario.devices[1].dynamic_joules(job.pid(), run.from_s, run.to_s);
+    near("the other device", run.job_j(0), truth, 0.01);
+}
+
+#[test]
+#[ignore = "needs root: it loads the probe"]
+fn a_driver_that_hangs_is_left_behind() {
+    let job = Job::new("job", 1);
+    let hang = Fault { delay_ms: 30_000.0, from_s: 2.5, device: Some(0), ..Fault::default() };
+    let machine = Machine::with_faults(vec![device(vec![always(job.pid(), 50.0)])], vec![hang]);
+    let watts = static_power(1, 50.0);
+    let start = Instant::now();
+    let run = watch(&machine, &[&job], &["--static-power", &watts, "--duration", "3s"]);
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    assert_eq!(run.warned("the last GPU readings are missing"), 1, "{}", run.report["warnings"]);
+    assert!(run.gpu("measured_j") > 0.0);
 }
 
 // ---- idle energy ---------------------------------------------------------------------------------
