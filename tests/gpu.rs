@@ -556,8 +556,9 @@ fn a_command_is_billed_for_its_gpu_and_inherits_nothing() {
     let mut command = ecoprobe();
     command.args(["run", "--cpu-energy", "none", "--nvml-lib"]).arg(machine.library());
     command.args(["--static-power", &static_power(1, 50.0), "--interval", "250ms"]);
-    command.args(["--gpu-process-interval", "500ms", "--format", "jsonl"]);
-    command.arg("--record").arg(path("recording")).arg("--output").arg(path("report"));
+    command.args(["--gpu-process-interval", "500ms", "--gpu-interval", "10ms"]);
+    command.args(["--format", "jsonl", "--record"]).arg(path("recording"));
+    command.arg("--output").arg(path("report"));
     let output = command.args(["--", "sh", "-c", &script]).output().unwrap();
     assert_eq!(output.status.code(), Some(7), "{}", stderr(&output));
     let report = std::fs::read_to_string(path("report")).unwrap();

@@ -192,15 +192,15 @@ impl Calibrator {
     /// The line's power at no load.
     fn extrapolate(&self) -> Result<Estimate, Unknown> {
         let line = self.all.intercept(self.grain.refresh).ok_or(Unknown::LoadTooEven)?;
+        let possible = Estimate { watts: line.watts.clamp(0.0, self.least.0.max(0.0)), ..line };
         let spread_enough = self.all.relative_spread() >= LEAST_SPREAD;
-        if !spread_enough || !self.is_useful(&line) {
-            return Err(Unknown::LoadTooEven);
+        if !spread_enough || !self.is_useful(&possible) {
+            Err(Unknown::LoadTooEven)
+        } else if (possible.watts - line.watts).abs() > self.tolerance(possible.watts) {
+            Err(Unknown::NotALine)
+        } else {
+            Ok(possible)
         }
-        let watts = line.watts.clamp(0.0, self.least.0.max(0.0));
-        if (watts - line.watts).abs() > self.tolerance(watts) {
-            return Err(Unknown::NotALine);
-        }
-        Ok(Estimate { watts, ..line })
     }
 
     /// How far off a static power may be.
