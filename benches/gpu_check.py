@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Holds ecoprobe's GPU joules against a real NVIDIA GPU, in one go.
 
-    sudo python3 benches/gpu_check.py [--seconds 20] [--device 0]
+    sudo python3 benches/gpu_check.py [--seconds 20] [--device 0] [--binary target/release/ecoprobe]
 
-Builds ecoprobe, puts a real load on the device (PyTorch where it is installed, else a kernel of our
+Builds ecoprobe (as the user who called sudo), puts a real load on the device (PyTorch where it is installed, else a kernel of our
 own through the CUDA driver), and prints one table:
 
   * joules by ecoprobe and by the device's own counter, read by this program, over the same window:
@@ -11,7 +11,8 @@ own through the CUDA driver), and prints one table:
   * what the load computes with and without ecoprobe beside it;
   * p50 and p99 of each NVML call: device idle, device loaded, and `nvidia-smi` running beside it.
 
-It has not been run on real hardware yet; only the timing of the calls has, against the simulator.
+It has not been run on real hardware yet: what needs no GPU (the calls and their timing, the command
+lines, the comparison with the counter) has been tried against the simulator, the loads have not.
 
 Needs root, an NVIDIA driver, Rust's cargo, and Python 3.9; nothing else is installed. The figures are
 kept as JSON under benches/results/.
@@ -26,6 +27,7 @@ import os
 import pathlib
 import re
 import shutil
+import shlex
 import signal
 import statistics
 import subprocess
@@ -35,6 +37,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benches" / "results"
+SYSTEM_LIBRARY = "libnvidia-ml.so.1"
 
 
 class Nvml:
@@ -206,6 +209,7 @@ def load(seconds, duty, index):
         kind = "driver"
     steps = load_by_torch(index) if kind == "torch" else load_by_driver(index)
     next(steps)
+    print("ready", flush=True)
     done, start = 0, time.monotonic()
     while time.monotonic() - start < seconds:
         before = time.monotonic()
@@ -218,19 +222,26 @@ def load(seconds, duty, index):
 def start_load(seconds, index, duty=1.0, cgroup=None):
     command = [sys.executable, __file__, "--load", str(seconds), "--duty", str(duty)]
     command += ["--device", str(index)]
+    # CUDA numbers the fastest device first unless it is told to do as NVML does.
+    environment = {**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    if cgroup is not None:
+        (cgroup / "cgroup.procs").write_text(str(child.pid))
+    return child
 
-    def enter():
-        if cgroup is not None:
-            (cgroup / "cgroup.procs").write_text(str(os.getpid()))
 
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=enter)
+def wait_until_ready(child):
+    if child.stdout.readline().strip() != "ready":
+        child.wait()
+        sys.exit("the load does not start on this device")
 
 
 def finish_load(child):
     out, _ = child.communicate()
     if child.returncode != 0:
         sys.exit("the load failed")
-    return json.loads(out)
+    return json.loads(out.splitlines()[-1])
 
 
 # ---- the checks ----------------------------------------------------------------------------------
@@ -244,36 +255,49 @@ def cgroup2_mount():
     sys.exit("no cgroup2 file system is mounted")
 
 
+def ecoprobe(args, cgroups, *options):
+    command = [args.binary, "--gpu-energy", "nvml", "--format", "json", *options]
+    if args.nvml_lib != SYSTEM_LIBRARY:
+        command += ["--nvml-lib", args.nvml_lib]
+    for cgroup in cgroups:
+        command += ["--cgroup", str(cgroup)]
+    return command
+
+
 def profiled(args, nvml, duties):
     """Loads in cgroups of their own, ecoprobe beside them: its report, and the counter's joules."""
     mount = cgroup2_mount()
     groups = [mount / f"ecoprobe-gpu-check-{os.getpid()}-{i}" for i in range(len(duties))]
-    watch = Watch(nvml)
+    watch, children = Watch(nvml), []
     try:
         for group in groups:
             group.mkdir()
         watch.start()
-        pairs = zip(duties, groups)
-        children = [start_load(args.seconds + 8, args.device, duty, cg) for duty, cg in pairs]
-        time.sleep(5)  # the contexts are there, and the device is warm
-        command = [args.binary, "--gpu-energy", "nvml", "--format", "json"]
-        command += ["--duration", f"{args.seconds}s"]
-        if args.nvml_lib != "libnvidia-ml.so.1":
-            command += ["--nvml-lib", args.nvml_lib]
-        for group in groups:
-            command += ["--cgroup", str(group)]
-        report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        for duty, group in zip(duties, groups):
+            children.append(start_load(args.seconds + 10, args.device, duty, group))
+        for child in children:
+            wait_until_ready(child)
+        time.sleep(3)  # the device warms up
+        command = ecoprobe(args, groups, "--duration", f"{round(args.seconds * 1000)}ms")
+        out = subprocess.run(command, stdout=subprocess.PIPE)
+        if out.returncode != 0:
+            sys.exit(f"ecoprobe ended with {out.returncode}")
+        report = json.loads(out.stdout)
         for child in children:
             finish_load(child)
         time.sleep(0.5)
     finally:
         watch.ended.set()
+        for child in children:
+            child.kill()
+            child.wait()
         for group in groups:
             if group.exists():
                 group.rmdir()
     gpu = report["node"]["gpu"]
-    if gpu["measured_j"] is None:
-        sys.exit(f"ecoprobe measured no GPU energy: {'; '.join(report['warnings'])}")
+    billed = [workload["energy_j"]["gpu"] for workload in report["workloads"]]
+    if gpu["measured_j"] is None or None in billed:
+        sys.exit(f"ecoprobe could not bill GPU energy: {'; '.join(report['warnings'])}")
     theirs = watch.joules(timestamp(report["window"]["start"]), report["window"]["seconds"])
     return {
         "duties": duties,
@@ -282,7 +306,8 @@ def profiled(args, nvml, duties):
         "ecoprobe_j": gpu["measured_j"],
         "idle_j": gpu["idle_j"],
         "unattributed_j": gpu["unattributed_j"],
-        "workloads_j": [workload["energy_j"]["gpu"] for workload in report["workloads"]],
+        "other_j": gpu["other_j"],
+        "workloads_j": billed,
         "methods": [[gpu["method"] for gpu in w["gpus"]] for w in report["workloads"]],
         "nvml_us": report["self"]["nvml_us"],
         "warnings": report["warnings"],
@@ -301,8 +326,7 @@ def throughput(args):
     alone, beside = [], []
     for _ in range(3):
         alone.append(finish_load(start_load(args.seconds / 2, args.device)))
-        command = [args.binary, "--cgroup", "/", "--gpu-energy", "nvml", "--format", "json"]
-        probe = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        probe = subprocess.Popen(ecoprobe(args, ["/"]), stdout=subprocess.DEVNULL)
         beside.append(finish_load(start_load(args.seconds / 2, args.device)))
         probe.send_signal(signal.SIGINT)
         probe.wait()
@@ -313,10 +337,12 @@ def throughput(args):
 def latencies(args, nvml):
     found = {"idle": nvml.timed_calls()}
     if not args.no_load:
-        child = start_load(8, args.device)
-        time.sleep(4)
+        child = start_load(20, args.device)
+        wait_until_ready(child)
+        time.sleep(1)
         found["loaded"] = nvml.timed_calls()
-        finish_load(child)
+        child.kill()
+        child.wait()
     if shutil.which("nvidia-smi"):
         beside = subprocess.Popen(["nvidia-smi", "-lms", "100"], stdout=subprocess.DEVNULL)
         time.sleep(1)
@@ -328,6 +354,21 @@ def latencies(args, nvml):
         state: {call: [quantile(us, 0.5), quantile(us, 0.99)] for call, us in calls.items()}
         for state, calls in found.items()
     }
+
+
+def build():
+    """Builds as whoever called sudo, with that user's toolchain; returns the binary's path."""
+    cargo = "cargo build --release --package ecoprobe --message-format json-render-diagnostics"
+    command = ["bash", "-lc", f"cd {shlex.quote(str(ROOT))} && {cargo}"]
+    user = os.environ.get("SUDO_USER")
+    if user and user != "root":
+        command = ["sudo", "-H", "-u", user, *command]
+    out = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if out.returncode != 0:
+        sys.exit("ecoprobe could not be built; build it yourself and name it with --binary")
+    artifacts = [json.loads(line) for line in out.stdout.splitlines() if line.startswith("{")]
+    binaries = [artifact["executable"] for artifact in artifacts if artifact.get("executable")]
+    return binaries[-1]
 
 
 def table(result):
@@ -342,6 +383,7 @@ def table(result):
         print(f"  ecoprobe           {run['ecoprobe_j']:12.1f} J   {off:+.2f} %")
         for duty, joules, method in zip(run["duties"], run["workloads_j"], run["methods"]):
             print(f"    load at {duty:4.0%}     {joules:12.1f} J   {', '.join(method)}")
+        print(f"    other processes  {run['other_j']:12.1f} J")
         print(f"    idle             {run['idle_j']:12.1f} J")
         print(f"    unattributed     {run['unattributed_j']:12.1f} J")
     if "throughput" in result:
@@ -361,7 +403,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=20, help="length of each profiled run")
     parser.add_argument("--device", type=int, default=0)
-    parser.add_argument("--nvml-lib", default="libnvidia-ml.so.1")
+    parser.add_argument("--nvml-lib", default=SYSTEM_LIBRARY)
+    parser.add_argument("--binary", help="use this ecoprobe instead of building one")
     parser.add_argument("--no-load", action="store_true", help="only time the NVML calls")
     parser.add_argument("--load", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--duty", type=float, default=1.0, help=argparse.SUPPRESS)
@@ -375,9 +418,7 @@ def main():
     if not args.no_load:
         if os.geteuid() != 0:
             sys.exit("ecoprobe's probe needs root: run this with sudo")
-        subprocess.run(["cargo", "build", "--release", "-p", "ecoprobe"], cwd=ROOT, check=True)
-        target = os.environ.get("CARGO_TARGET_DIR", ROOT / "target")
-        args.binary = str(pathlib.Path(target) / "release" / "ecoprobe")
+        args.binary = args.binary or build()
         result["one"] = profiled(args, nvml, [1.0])
         result["two"] = profiled(args, nvml, [1.0, 0.4])
         result["throughput"] = throughput(args)

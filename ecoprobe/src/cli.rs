@@ -106,8 +106,8 @@ pub struct Roots {
 /// How readings become joules, grams and money. The defaults of `replay` are the recording's.
 #[derive(Debug, Args)]
 pub struct SettingsArgs {
-    /// The packages' power with nothing running, watts in all, if you know it; or by domain:
-    /// package-0=20,package-1=22. [default: calibrated while running]
+    /// The packages' power with nothing running, watts in all, if you know it; or by domain, a GPU
+    /// by its UUID: package-0=20,GPU-5a4c...=60. [default: calibrated while running]
     #[arg(long, value_name = "W", value_parser = parse_static_power)]
     pub static_power: Option<StaticPower>,
     /// Idle energy: a line of its own, or shared out by CPU time. [default: separate]

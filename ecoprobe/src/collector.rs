@@ -84,7 +84,6 @@ impl Collector {
         let topology = Topology::read(&roots.sysfs, cpus);
         let energy = open_cpu_energy(args.cpu_energy, roots, &topology)?;
         let domains = energy.meter.as_ref().map_or(&[][..], |meter| meter.domains()).to_vec();
-        let settings = settings(&args.settings, Settings::default(), &domains)?;
 
         let most = args.max_workloads.unwrap_or_else(|| {
             USUAL_WORKLOADS.max(u32::try_from(workloads.len() * 2).unwrap_or(u32::MAX))
@@ -102,8 +101,19 @@ impl Collector {
             hook: None,
         })?;
 
+        // Before the GPU meter takes its first look at who is on a device.
+        let owners = Workloads::default();
+        let mut billed = Vec::with_capacity(workloads.len());
+        for workload in workloads {
+            if enrol(&mut cpu_time, &owners, workload)? {
+                billed.push(workload);
+            }
+        }
+
         // After the probe: loading it keeps other threads from opening files for a moment.
-        let gpu = open_gpu(args, hierarchy)?;
+        let gpu = open_gpu(args, hierarchy, &owners)?;
+        let settings = settings(&args.settings, Settings::default(), &domains, &gpu.source)?;
+        cpu_time.attach()?;
 
         let header = Header {
             schema: RECORDING_SCHEMA.to_owned(),
@@ -128,7 +138,6 @@ impl Collector {
         if let Some(recorder) = &mut recorder {
             recorder.write(&Event::Header(Box::new(header.clone())))?;
         }
-        cpu_time.attach()?;
         let mut collector = Self {
             health: vec![Health::Good; header.domains.len()],
             started: false,
@@ -136,7 +145,7 @@ impl Collector {
             cpu_time,
             energy: energy.meter,
             gpu: gpu.meter,
-            owners: gpu.owners,
+            owners,
             nvml_us: Quantiles::default(),
             recorder,
             recording_failed: false,
@@ -146,15 +155,15 @@ impl Collector {
             // Up to a minute, to three digits.
             collect_ns: Histogram::new_with_max(60_000_000_000, 3)
                 .context("cannot make a histogram")?,
-            refused_workloads: 0,
+            refused_workloads: workloads.len() - billed.len(),
             seen_lost_events: 0,
             notes: Vec::new(),
         };
         for note in energy.notes.into_iter().chain(gpu.warnings) {
             collector.warn(note);
         }
-        for workload in workloads {
-            collector.add(workload.clone())?;
+        for workload in billed {
+            collector.announce(workload.clone());
         }
         collector.tick(Last::No);
         Ok(collector)
@@ -167,17 +176,18 @@ impl Collector {
     /// Bills a cgroup from now on. Beyond the capacity its time stays in `other`, and the report
     /// says so.
     pub fn add(&mut self, workload: Workload) -> anyhow::Result<()> {
-        let Some(slot) = self.cpu_time.add_workload(workload.cgroup_id)? else {
+        if !enrol(&mut self.cpu_time, &self.owners, &workload)? {
             self.refused_workloads += 1;
             return Ok(());
-        };
-        let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
-        owners.push((workload.cgroup.clone(), slot));
-        drop(owners);
+        }
+        self.announce(workload);
+        Ok(())
+    }
+
+    fn announce(&mut self, workload: Workload) {
         let event = Event::Workload(workload);
         self.session.apply(&event);
         self.record(&event);
-        Ok(())
     }
 
     /// Something that the reader of the report should know; also for standard error. Said once,
@@ -198,26 +208,33 @@ impl Collector {
     }
 
     /// Reads every meter and commits. `false`: a counter failed and nothing was committed; the next
-    /// tick covers this one's time.
+    /// tick covers this one's time. The last tick waits until the GPUs' counters have moved past
+    /// it, so that its window holds all that is left of their energy.
     pub fn tick(&mut self, last: Last) -> bool {
         let start = monotonic_ns();
         self.read();
+        let read = monotonic_ns();
+        match (&self.gpu, last) {
+            (Some(_), Last::Yes) => self.finish_gpu(),
+            // What the GPU meter's thread has published; the driver itself is never waited for.
+            (Some(gpu), Last::No) => gpu.drain(&mut self.gpu_events),
+            (None, _) => {}
+        }
+        let waited = if last == Last::Yes { monotonic_ns().saturating_sub(read) } else { 0 };
+        // Before the sample: its window is to hold all that is known by now.
+        for event in &self.gpu_events {
+            self.session.apply(event);
+        }
         let mut news = Vec::new();
         let commit = self.judge(last, &mut news);
         if commit {
             self.session.sample(&self.sample);
             self.started = true;
         }
-        // What the GPU meter's thread has published; the driver itself is never waited for.
-        if let Some(gpu) = &self.gpu {
-            gpu.drain(&mut self.gpu_events);
-        }
-        for event in &self.gpu_events {
-            self.session.apply(event);
-        }
-        self.collect_ns.saturating_record(monotonic_ns().saturating_sub(start));
+        self.collect_ns.saturating_record(monotonic_ns().saturating_sub(start + waited));
 
         // From here on nothing is part of the tick any more.
+        self.record_gpu_events();
         news.extend(self.cpu_time.warnings());
         for message in news {
             self.warn(message);
@@ -225,8 +242,16 @@ impl Collector {
         if commit && self.recorder.is_some() {
             self.record(&Event::Sample(self.sample.clone()));
         }
-        self.record_gpu_events();
         commit
+    }
+
+    /// Ends the GPU meter; what it had left to say lands in `gpu_events`.
+    fn finish_gpu(&mut self) {
+        if let Some(gpu) = self.gpu.take() {
+            let end = gpu.finish(GPU_PATIENCE);
+            self.nvml_us = end.nvml_us;
+            self.gpu_events.extend(end.events);
+        }
     }
 
     /// The session has seen them already.
@@ -306,15 +331,12 @@ impl Collector {
 
     /// The report of everything up to the last tick, and the end of the recording.
     pub fn finish(&mut self) -> Report {
-        if let Some(gpu) = self.gpu.take() {
-            let end = gpu.finish(GPU_PATIENCE);
-            self.nvml_us = end.nvml_us;
-            self.gpu_events = end.events;
-            for event in &self.gpu_events {
-                self.session.apply(event);
-            }
-            self.record_gpu_events();
+        // Unless the last tick has been there.
+        self.finish_gpu();
+        for event in &self.gpu_events {
+            self.session.apply(event);
         }
+        self.record_gpu_events();
         if self.refused_workloads > 0 {
             self.warn(format!(
                 "{} workloads found no room and are part of `other`; raise --max-workloads",
@@ -360,19 +382,29 @@ impl Collector {
     }
 }
 
+/// Has every meter bill a cgroup from now on; `false`: there is no room for it.
+fn enrol(cpu_time: &mut CpuTime, owners: &Workloads, workload: &Workload) -> Result<bool, Error> {
+    let Some(slot) = cpu_time.add_workload(workload.cgroup_id)? else { return Ok(false) };
+    let mut owners = owners.write().unwrap_or_else(PoisonError::into_inner);
+    owners.push((workload.cgroup.clone(), slot));
+    Ok(true)
+}
+
 /// The GPU meter, if there is one to be had.
 struct OpenedGpu {
     meter: Option<GpuMeter>,
     source: GpuEnergySource,
     warnings: Vec<String>,
-    owners: Workloads,
 }
 
-fn open_gpu(args: &MeasureArgs, hierarchy: &Hierarchy) -> Result<OpenedGpu, Error> {
-    let owners = Workloads::default();
+fn open_gpu(
+    args: &MeasureArgs,
+    hierarchy: &Hierarchy,
+    owners: &Workloads,
+) -> Result<OpenedGpu, Error> {
     if args.gpu_energy == GpuEnergyChoice::None {
         let source = GpuEnergySource { kind: GpuEnergyKind::None, devices: Vec::new() };
-        return Ok(OpenedGpu { meter: None, source, warnings: Vec::new(), owners });
+        return Ok(OpenedGpu { meter: None, source, warnings: Vec::new() });
     }
     let options = GpuOptions {
         required: args.gpu_energy == GpuEnergyChoice::Nvml,
@@ -384,7 +416,7 @@ fn open_gpu(args: &MeasureArgs, hierarchy: &Hierarchy) -> Result<OpenedGpu, Erro
     let owner = Owners::new(&args.roots.procfs, hierarchy.version.clone(), owners.clone());
     let (meter, source, warnings) = GpuMeter::start(options, owner)?;
     let meter = (source.kind != GpuEnergyKind::None).then_some(meter);
-    Ok(OpenedGpu { meter, source, warnings, owners })
+    Ok(OpenedGpu { meter, source, warnings })
 }
 
 /// Whether a tick is the last one of a run.

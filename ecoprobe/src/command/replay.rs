@@ -10,7 +10,8 @@ use crate::{host, output, recording};
 
 pub fn replay(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     let (mut header, events) = recording::read(&args.file)?;
-    header.settings = settings(&args.settings, header.settings, &header.domains)?;
+    let gpus = &header.sources.gpu_energy;
+    header.settings = settings(&args.settings, header.settings, &header.domains, gpus)?;
 
     let mut output = output::open_quiet(&args.output)?;
     output.begin(&header)?;

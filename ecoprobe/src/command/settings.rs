@@ -2,6 +2,7 @@
 
 use crate::cli::{SettingsArgs, StaticPower};
 use crate::error::Error;
+use crate::report::GpuEnergySource;
 use crate::sample::{Component, Domain, Settings};
 
 /// `base` with everything replaced that was given on the command line.
@@ -9,6 +10,7 @@ pub fn settings(
     args: &SettingsArgs,
     base: Settings,
     domains: &[Domain],
+    gpus: &GpuEnergySource,
 ) -> Result<Settings, Error> {
     let mut settings = base;
     match &args.static_power {
@@ -27,14 +29,14 @@ pub fn settings(
             settings.static_watts.extend(each);
         }
         Some(StaticPower::ByDomain(watts)) => {
-            for name in watts.keys() {
-                if !domains.iter().any(|domain| domain.name == *name) {
-                    let known: Vec<&str> = domains.iter().map(|d| d.name.as_str()).collect();
-                    return Err(Error::Usage(format!(
-                        "--static-power names `{name}`, which is not measured here; there is: {}",
-                        if known.is_empty() { "none".to_owned() } else { known.join(", ") }
-                    )));
-                }
+            let gpus = gpus.devices.iter().map(|device| device.uuid.as_str());
+            let known: Vec<&str> =
+                domains.iter().map(|domain| domain.name.as_str()).chain(gpus).collect();
+            if let Some(name) = watts.keys().find(|name| !known.contains(&name.as_str())) {
+                return Err(Error::Usage(format!(
+                    "--static-power names `{name}`, which is not measured here; there is: {}",
+                    if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+                )));
             }
             settings.static_watts.extend(watts.clone());
         }
@@ -53,6 +55,7 @@ mod tests {
 
     use super::*;
     use crate::cli::Cli;
+    use crate::report::{GpuDevice, GpuEnergyKind, GpuReadMethod};
     use crate::sample::IdlePolicy;
 
     fn domain(name: &str, component: Component) -> Domain {
@@ -74,7 +77,15 @@ mod tests {
             price: Some(0.5),
             ..Settings::default()
         };
-        settings(&cli.watch.measure.settings, base, domains)
+        let device = |index| GpuDevice {
+            uuid: format!("GPU-{index}"),
+            name: "A100".into(),
+            index,
+            method: GpuReadMethod::Counter,
+        };
+        let devices = if domains.is_empty() { vec![] } else { vec![device(0), device(1)] };
+        let gpus = GpuEnergySource { kind: GpuEnergyKind::Nvml, devices };
+        settings(&cli.watch.measure.settings, base, domains, &gpus)
     }
 
     fn two_packages() -> Vec<Domain> {
@@ -109,6 +120,9 @@ mod tests {
         let watts = parse(&["--static-power", "package-1=9"], &two_packages());
         assert_eq!(watts.unwrap().static_watts["package-1"], 9.0);
         let error = parse(&["--static-power", "package-2=9"], &two_packages()).unwrap_err();
-        assert!(error.to_string().ends_with("there is: package-0, package-1, dram-0"), "{error}");
+        let known = "there is: package-0, package-1, dram-0, GPU-0, GPU-1";
+        assert!(error.to_string().ends_with(known), "{error}");
+        let watts = parse(&["--static-power", "GPU-1=55,package-0=9"], &two_packages());
+        assert_eq!(watts.unwrap().static_watts["GPU-1"], 55.0);
     }
 }

@@ -55,12 +55,17 @@ pub enum StaticPower {
 }
 
 /// Why a static power is unknown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Unknown {
     /// Too little has been seen so far.
     TooShort,
+    /// How busy the domain was could not be had: a partitioned GPU does not say.
+    LoadUnknown,
     /// The load did not vary enough for what the power's noise is.
     LoadTooEven,
+    /// The line through what was seen has no possible power at no load. A GPU that is half busy
+    /// with light kernels and then fully with heavy ones does this.
+    NotALine,
 }
 
 impl StaticPower {
@@ -99,6 +104,13 @@ impl PowerModel {
         }
     }
 
+    /// A window of which it is not known how busy the domain was: it teaches nothing.
+    pub fn pass_over(&mut self, window: Window) {
+        if let Knowledge::Learned(calibrator) = &mut self.0 {
+            calibrator.unknown += window.time;
+        }
+    }
+
     /// The best figure as of now.
     pub fn static_power(&self) -> StaticPower {
         match &self.0 {
@@ -117,6 +129,8 @@ pub struct Calibrator {
     all: Points,
     idle: Points,
     least: Watts,
+    /// Time at a load that is not known.
+    unknown: Seconds,
 }
 
 impl Calibrator {
@@ -128,6 +142,7 @@ impl Calibrator {
             all: Points::default(),
             idle: Points::default(),
             least: Watts(f64::INFINITY),
+            unknown: Seconds(0.0),
         }
     }
 
@@ -157,27 +172,46 @@ impl Calibrator {
     /// The static power, if what was seen identifies it.
     pub fn static_power(&self) -> StaticPower {
         // Idling shows it directly; a line has to be believed to be straight.
-        let direct = self.idle.mean(self.grain.refresh).filter(|idle| self.is_useful(idle));
-        let estimate = direct.or_else(|| {
-            let mut line = self.all.intercept(self.grain.refresh)?;
-            line.watts = line.watts.clamp(0.0, self.least.0.max(0.0));
-            let spread_enough = self.all.relative_spread() >= LEAST_SPREAD;
-            (spread_enough && self.is_useful(&line)).then_some(line)
-        });
+        let idle = self.idle.mean(self.grain.refresh).filter(|idle| self.is_useful(idle));
+        let estimate = idle.map_or_else(|| self.extrapolate(), Ok);
         match estimate {
-            Some(Estimate { watts, stderr, .. }) => {
+            Ok(Estimate { watts, stderr, .. }) => {
                 StaticPower::Calibrated { watts: Watts(watts), stderr: Watts(stderr) }
             }
-            None if self.all.count < 3 => StaticPower::Unknown(Unknown::TooShort),
-            None => StaticPower::Unknown(Unknown::LoadTooEven),
+            Err(_) if self.all.count < 3 => {
+                StaticPower::Unknown(if self.unknown.0 < 3.0 * self.grain.pool.0 {
+                    Unknown::TooShort
+                } else {
+                    Unknown::LoadUnknown
+                })
+            }
+            Err(why) => StaticPower::Unknown(why),
         }
+    }
+
+    /// The line's power at no load.
+    fn extrapolate(&self) -> Result<Estimate, Unknown> {
+        let line = self.all.intercept(self.grain.refresh).ok_or(Unknown::LoadTooEven)?;
+        let possible = Estimate { watts: line.watts.clamp(0.0, self.least.0.max(0.0)), ..line };
+        let spread_enough = self.all.relative_spread() >= LEAST_SPREAD;
+        if !spread_enough || !self.is_useful(&possible) {
+            Err(Unknown::LoadTooEven)
+        } else if (possible.watts - line.watts).abs() > self.tolerance(possible.watts) {
+            Err(Unknown::NotALine)
+        } else {
+            Ok(possible)
+        }
+    }
+
+    /// How far off a static power may be.
+    fn tolerance(&self, watts: f64) -> f64 {
+        let mean = self.all.mean_power;
+        (OF_DYNAMIC * (mean - watts)).max(OF_TOTAL * mean)
     }
 
     /// True if an estimate is sharp enough to act on.
     fn is_useful(&self, estimate: &Estimate) -> bool {
-        let reach = student_t(estimate.freedom) * estimate.stderr;
-        let mean = self.all.mean_power;
-        reach <= (OF_DYNAMIC * (mean - estimate.watts)).max(OF_TOTAL * mean)
+        student_t(estimate.freedom) * estimate.stderr <= self.tolerance(estimate.watts)
     }
 }
 
@@ -383,6 +417,24 @@ mod tests {
         assert_eq!(learn(|load| 10.0 * load - 0.1), 0.0);
         assert_eq!(learn(|load| 20.0 - 0.1 * load), 20.0 - 0.17);
         assert_eq!(learn(|_| 0.0), 0.0);
+    }
+
+    #[test]
+    fn a_line_that_leads_nowhere_is_not_believed() {
+        // Half busy with light kernels, then fully with heavy ones, and never idle.
+        let mut calibrator = Calibrator::new(Grain::GPU);
+        for step in 0..60 {
+            let (load, watts) = if step % 20 < 10 { (0.5, 150.0) } else { (1.0, 700.0) };
+            calibrator.observe(Window { energy: Joules(watts), time: Seconds(1.0) }, Seconds(load));
+        }
+        assert_eq!(calibrator.static_power(), StaticPower::Unknown(Unknown::NotALine));
+        // Nor one that leads to more at no load than under any.
+        let mut calibrator = Calibrator::new(Grain::GPU);
+        for step in 0..60 {
+            let (load, watts) = if step % 20 < 10 { (0.5, 400.0) } else { (1.0, 300.0) };
+            calibrator.observe(Window { energy: Joules(watts), time: Seconds(1.0) }, Seconds(load));
+        }
+        assert_eq!(calibrator.static_power(), StaticPower::Unknown(Unknown::NotALine));
     }
 
     #[test]

@@ -167,8 +167,9 @@ impl Gpu {
                 let holders = Arc::clone(&stretch.holders);
                 let piece = Piece { window, resolution: stretch.resolution, shares, holders };
                 piece.enter(&mut self.account);
-                if let Some(load) = stretch.load {
-                    self.model.observe(window, time * load.min(1.0));
+                match stretch.load {
+                    Some(load) => self.model.observe(window, time * load.min(1.0)),
+                    None => self.model.pass_over(window),
                 }
                 stretch.note_users(&mut self.users, window, part);
                 self.users_known |= stretch.users_known;

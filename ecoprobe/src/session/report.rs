@@ -342,16 +342,13 @@ impl Session {
         let meters = self.meters.iter().zip(&self.header.domains);
         let domains = meters.map(|(meter, domain)| (&*domain.name, &meter.account, &meter.model));
         let devices = self.gpus.iter().map(|gpu| (gpu.uuid(), &gpu.account, &gpu.model));
-        let mut unknown = [(Unknown::TooShort, Vec::new()), (Unknown::LoadTooEven, Vec::new())];
+        let mut unknown: BTreeMap<Unknown, Vec<&str>> = BTreeMap::new();
         for (name, account, model) in domains.chain(devices) {
             if account.is_empty() {
                 continue;
             }
             match model.static_power() {
-                StaticPower::Unknown(why) => {
-                    let [short, even] = &mut unknown;
-                    if why == short.0 { short.1.push(name) } else { even.1.push(name) }
-                }
+                StaticPower::Unknown(why) => unknown.entry(why).or_default().push(name),
                 StaticPower::Given(watts) if account.overdrawn() > OVERDRAWN => {
                     warnings.push(format!(
                         "{name}: less was measured than the static power of {} W for {:.0} % of \
@@ -363,10 +360,12 @@ impl Session {
                 _ => {}
             }
         }
-        for (why, names) in unknown.iter().filter(|(_, names)| !names.is_empty()) {
+        for (why, names) in unknown {
             let why = match why {
                 Unknown::TooShort => "the run was too short",
+                Unknown::LoadUnknown => "how busy it was is not known",
                 Unknown::LoadTooEven => "the load did not vary enough",
+                Unknown::NotALine => "power does not follow the load in a straight line",
             };
             warnings.push(format!(
                 "the static power of {} could not be told ({why}): nothing is set apart as idle, \

@@ -16,10 +16,11 @@ use crate::host::powercap::{self, ZoneKind};
 use crate::host::topology::Topology;
 use crate::meter::EnergyMeter;
 use crate::meter::cpu_energy::{self, Facts};
+use crate::meter::gpu::inspect::{DeviceOffer, Lack, Offer, Refusal, inspect};
 use crate::meter::rapl::Unavailable;
 use crate::meter::rapl::perf::PerfMeter;
 use crate::meter::rapl::powercap::PowercapMeter;
-use crate::report::CpuEnergyKind;
+use crate::report::{CpuEnergyKind, GpuDevice, GpuReadMethod};
 use crate::sample::Component;
 
 const AS_ROOT: &str = "run as root: sudo ecoprobe ...";
@@ -342,9 +343,72 @@ fn processor(cpu: &CpuModel, topology: &Topology, kind: CpuEnergyKind) -> Check 
 fn gpu_energy(args: &DoctorArgs) -> (Vec<Check>, bool) {
     let library = nvml_library(args.nvml_lib.as_deref());
     let driver = driver(&args.roots.procfs);
-    // A library that was named may bring its own driver.
-    let can = library.found && (driver.found || args.nvml_lib.is_some());
-    (vec![driver, library], can)
+    // A library that was named may bring its own driver; without one, there is nothing to start.
+    let start = library.found && (driver.found || args.nvml_lib.is_some());
+    let mut checks = vec![driver, library];
+    if !start {
+        return (checks, false);
+    }
+    match inspect(args.nvml_lib.as_deref(), &args.roots.procfs) {
+        Ok(offer) => {
+            let can = offer.devices.iter().any(Result::is_ok);
+            checks.extend(nvml(&offer));
+            (checks, can)
+        }
+        Err(Refusal { why, mend }) => {
+            checks.push(Check::new("NVML", Level::Missing, why).mend(mend));
+            (checks, false)
+        }
+    }
+}
+
+fn nvml(offer: &Offer) -> Vec<Check> {
+    let count = offer.devices.len();
+    let plural = if count == 1 { "" } else { "s" };
+    let level = if count == 0 { Level::Missing } else { Level::Ok };
+    let mut checks = vec![Check::new("NVML", level, format!("starts; {count} device{plural}"))];
+    if count > 0 && !offer.host_pids {
+        let detail = "processes of the host cannot be seen here: GPU energy has nobody to bill";
+        checks.push(Check::new("process ids", Level::Warning, detail).absent().mend(
+            "run in the host's pid namespace (docker --pid=host, Kubernetes hostPID: true), or \
+             give the host's procfs with --procfs",
+        ));
+    }
+    checks.extend(offer.devices.iter().map(device));
+    checks
+}
+
+fn device(offer: &Result<DeviceOffer, String>) -> Check {
+    const NAME: &str = "GPU";
+    let offer = match offer {
+        Ok(offer) => offer,
+        Err(why) => return Check::new(NAME, Level::Missing, why.as_str()),
+    };
+    let GpuDevice { uuid, name, index, method } = &offer.device;
+    let energy = match method {
+        GpuReadMethod::Counter => "energy counter",
+        GpuReadMethod::Power => "no energy counter: power is integrated",
+    };
+    let users = match (&offer.processes, &offer.utilisation) {
+        (Err(lack), _) => format!("who is on it is not told ({})", lack.why),
+        _ if offer.mig => "MIG: shared by slices".to_owned(),
+        (Ok(count), Ok(())) => format!("utilisation by process; processes now: {count}"),
+        (Ok(count), Err(lack)) => {
+            format!(
+                "no utilisation by process ({}): shared by memory; processes now: {count}",
+                lack.why
+            )
+        }
+    };
+    let detail = format!("{index} {name} {uuid}: {energy}; {users}");
+    let denied = |lack: &Lack| lack.denied;
+    let told = offer.processes.is_ok() && (offer.mig || offer.utilisation.is_ok());
+    if offer.processes.as_ref().is_err_and(denied) || offer.utilisation.as_ref().is_err_and(denied)
+    {
+        Check::new(NAME, Level::Warning, detail).mend(AS_ROOT)
+    } else {
+        Check::new(NAME, if told { Level::Ok } else { Level::Warning }, detail)
+    }
 }
 
 fn driver(procfs: &Path) -> Check {
@@ -362,12 +426,12 @@ fn driver(procfs: &Path) -> Check {
     }
 }
 
-/// Whether the dynamic linker would find NVML. The library is not loaded: loading it may start the
-/// driver up.
+/// Whether the dynamic linker would find NVML.
 fn nvml_library(given: Option<&Path>) -> Check {
     const NAME: &str = "NVML library";
     if let Some(path) = given {
-        return match path.is_file() {
+        // What is only a name is for the linker to find.
+        return match path.components().count() == 1 || path.is_file() {
             true => Check::new(NAME, Level::Ok, path.display().to_string()),
             false => Check::new(NAME, Level::Missing, format!("{}: no such file", path.display()))
                 .mend("give --nvml-lib the path of libnvidia-ml.so.1"),

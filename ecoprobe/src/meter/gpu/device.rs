@@ -3,11 +3,12 @@
 mod census;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::clock::Clock;
 use super::curve::{Curve, Step};
 use super::fault::{Fault, Remedy};
-use super::nvml::{Driver, Handle, SampleKind, Snapshot};
+use super::nvml::{Driver, Handle, Sample, SampleKind, Snapshot};
 use super::owner::PidOwner;
 use super::poller::{Context, LOOK_AT_MOST};
 use super::usage::{Census, Owner, Sampling, Timeline, shares};
@@ -132,12 +133,29 @@ impl Device {
         &self.uuid
     }
 
+    pub(super) fn handle(&self) -> Handle {
+        self.handle
+    }
+
     pub(super) fn describe(&self) -> GpuDevice {
         let method = match self.source {
             Source::Counter => GpuReadMethod::Counter,
             Source::Samples | Source::Power => GpuReadMethod::Power,
         };
         GpuDevice { uuid: self.uuid.clone(), name: self.name.clone(), index: self.index, method }
+    }
+
+    /// A sentence if there is no energy counter: what stands in for it.
+    pub(super) fn stand_in(&self, interval: Duration) -> Option<String> {
+        let what = match self.source {
+            Source::Counter => return None,
+            Source::Samples => "the driver's power samples".to_owned(),
+            Source::Power => format!("power, read every {} ms", interval.as_millis()),
+        };
+        Some(format!(
+            "GPU {} has no energy counter: its energy is the integral of {what}",
+            self.uuid
+        ))
     }
 
     /// Reads only the energy, and only while the curve has no beginning.
@@ -148,7 +166,11 @@ impl Device {
     }
 
     pub(super) fn primed(&self) -> bool {
-        self.lost || self.source != Source::Counter || self.state.curve.primed()
+        self.lost
+            || match self.source {
+                Source::Counter => self.state.curve.primed(),
+                Source::Samples | Source::Power => self.state.curve.first_ns().is_some(),
+            }
     }
 
     /// The fast group: energy, and power as a second opinion.
@@ -208,18 +230,18 @@ impl Device {
         self.state.curve.count(ns, millijoules);
     }
 
-    fn integrate(&mut self, samples: &[super::nvml::Sample]) {
+    fn integrate(&mut self, samples: &[Sample]) {
         let clock = Clock::now();
+        let newest = samples.iter().map(|sample| sample.us).max().unwrap_or(0);
+        let first = self.state.power_since_us == 0;
         for sample in samples {
             let ns = clock.mono_ns(sample.us);
-            // What the driver remembers from before is not part of this run.
-            let ours = self.state.power_since_us != 0 || ns >= self.state.polled_ns;
-            if ours && ns <= clock.now_ns {
+            // Of what the driver remembers from before, only where the curve begins.
+            if ns <= clock.now_ns && (sample.us == newest || !first) {
                 self.state.curve.power(ns, sample.value);
             }
         }
-        let newest = samples.iter().map(|sample| sample.us).max();
-        self.state.power_since_us = self.state.power_since_us.max(newest.unwrap_or(0));
+        self.state.power_since_us = self.state.power_since_us.max(newest);
     }
 
     /// The slow group: who is on the device and what they did; then a window, up to where energy

@@ -8,6 +8,16 @@ use nvml_wrapper_sys::bindings::nvmlReturn_enum_NVML_ERROR_GPU_NOT_FOUND as GPU_
 pub(super) struct OpenError {
     pub(super) absent: bool,
     pub(super) message: String,
+    /// One line, for `doctor`.
+    pub(super) mend: &'static str,
+}
+
+impl OpenError {
+    pub(super) fn new(absent: bool, message: String) -> Self {
+        let mend = "check that the NVIDIA driver works (`nvidia-smi`), or name its library with \
+                    --nvml-lib";
+        Self { absent, message, mend }
+    }
 }
 
 /// Why one call did not give its value.
@@ -35,6 +45,24 @@ pub(super) enum Remedy {
 }
 
 impl Fault {
+    /// One line on how to mend a driver that does not start.
+    pub(super) fn mend_start(&self) -> Option<&'static str> {
+        match self {
+            Self::Nvml(NvmlError::DriverNotLoaded) => Some(
+                "load the driver (`modprobe nvidia`); in a container, start it with access to the \
+                 GPUs",
+            ),
+            Self::Nvml(NvmlError::LibRmVersionMismatch) => Some(
+                "the driver was updated while its old module is loaded: load the new one, or \
+                 reboot",
+            ),
+            Self::Nvml(NvmlError::NoPermission) => {
+                Some("run as root, or let this user open /dev/nvidiactl and /dev/nvidia*")
+            }
+            _ => None,
+        }
+    }
+
     pub(super) fn remedy(&self) -> Remedy {
         match self {
             Self::Missing | Self::Nvml(NvmlError::NotSupported) => Remedy::Forget,

@@ -10,6 +10,7 @@ mod clock;
 mod curve;
 mod device;
 mod fault;
+pub mod inspect;
 mod latency;
 mod nvml;
 mod owner;
@@ -64,14 +65,6 @@ pub struct GpuEnd {
     pub calls: Vec<(&'static str, Quantiles)>,
 }
 
-/// A meter whose driver is still being opened.
-#[derive(Debug)]
-pub struct Opening {
-    options: GpuOptions,
-    ready: Receiver<Result<Found, OpenError>>,
-    meter: GpuMeter,
-}
-
 /// What the poller found when it had opened the driver.
 #[derive(Debug)]
 struct Found {
@@ -79,83 +72,47 @@ struct Found {
     warnings: Vec<String>,
 }
 
-impl Opening {
-    /// Waits until the devices are known, at most 5 seconds (30 where NVML is required).
+impl GpuMeter {
+    /// Starts the poller and waits until the devices are known and their counters have begun, at
+    /// most 5 seconds (30 where NVML is required).
     ///
     /// # Errors
     ///
     /// NVML is required, and there is none, or none that works: [`Error::Cannot`]. Where it is not
     /// required that is a warning, and the meter yields nothing; where there is no trace of an
     /// NVIDIA driver, not even that.
-    pub fn wait(self) -> Result<(GpuMeter, GpuEnergySource, Vec<String>), Error> {
-        let patience = if self.options.required { PATIENCE_IF_REQUIRED } else { PATIENCE };
-        let failed = |absent: bool, message: String| OpenError { absent, message };
-        let found = match self.ready.recv_timeout(patience) {
-            Ok(Ok(found)) if found.devices.is_empty() => {
-                let mut reasons = found.warnings;
-                reasons.insert(0, "NVML finds no GPU whose energy can be read".into());
-                Err(failed(false, reasons.join("; ")))
-            }
-            Ok(answer) => answer,
-            Err(RecvTimeoutError::Timeout) => Err(failed(
-                false,
-                format!("NVML did not answer within {} seconds", patience.as_secs()),
-            )),
-            Err(RecvTimeoutError::Disconnected) => {
-                Err(failed(false, "the NVML thread could not be started".into()))
-            }
-        };
-        match found {
-            Ok(Found { devices, warnings }) => {
-                let source = GpuEnergySource { kind: GpuEnergyKind::Nvml, devices };
-                Ok((self.meter, source, warnings))
-            }
-            Err(error) if self.options.required => Err(Error::Cannot(format!(
-                "{}; check that the NVIDIA driver works (`nvidia-smi`), name its library with \
-                 --nvml-lib, or leave --gpu-energy at auto",
-                error.message
-            ))),
-            Err(error) => {
-                let driver = self.options.procfs.join("driver/nvidia").exists();
-                let warnings = if error.absent && !driver {
-                    Vec::new()
-                } else {
-                    vec![format!("no GPU energy: {}", error.message)]
-                };
-                let source = GpuEnergySource { kind: GpuEnergyKind::None, devices: Vec::new() };
-                Ok((self.meter, source, warnings))
-            }
-        }
-    }
-}
-
-impl GpuMeter {
-    /// Starts the poller, which opens the driver at once; `Opening::wait` says what it found. The
-    /// driver may take its time, so whoever has other things to set up does so in between.
-    pub fn begin(options: GpuOptions, owner: impl PidOwner) -> Opening {
+    pub fn start(
+        options: GpuOptions,
+        owner: impl PidOwner,
+    ) -> Result<(Self, GpuEnergySource, Vec<String>), Error> {
         let (event_in, events) = mpsc::channel();
         let (stop, stopped) = mpsc::channel();
         let (found, ready) = mpsc::sync_channel(1);
         let latencies = SharedLatencies::default();
         let meter = Self { events, stop, latencies: latencies.clone() };
         let theirs = options.clone();
-        // If there is no thread to be had, `ready` is disconnected and `wait` says so.
+        // If there is no thread to be had, `ready` is disconnected.
         let _ = std::thread::Builder::new().name("ecoprobe-nvml".into()).spawn(move || {
             poller::run(&theirs, owner, latencies, &found, event_in, &stopped);
         });
-        Opening { options, ready, meter }
-    }
-
-    /// Starts the poller and waits until the devices are known.
-    ///
-    /// # Errors
-    ///
-    /// As [`Opening::wait`].
-    pub fn start(
-        options: GpuOptions,
-        owner: impl PidOwner,
-    ) -> Result<(Self, GpuEnergySource, Vec<String>), Error> {
-        Self::begin(options, owner).wait()
+        match wait(&options, &ready) {
+            Ok(Found { devices, warnings }) => {
+                let source = GpuEnergySource { kind: GpuEnergyKind::Nvml, devices };
+                Ok((meter, source, warnings))
+            }
+            Err(error) if options.required => Err(Error::Cannot(format!(
+                "{}; check that the NVIDIA driver works (`nvidia-smi`), name its library with \
+                 --nvml-lib, or leave --gpu-energy at auto",
+                error.message
+            ))),
+            Err(error) => {
+                let driver = options.procfs.join("driver/nvidia").exists();
+                let silent = error.absent && !driver;
+                let warning = (!silent).then(|| format!("no GPU energy: {}", error.message));
+                let source = GpuEnergySource { kind: GpuEnergyKind::None, devices: Vec::new() };
+                Ok((meter, source, warning.into_iter().collect()))
+            }
+        }
     }
 
     /// Appends what was published since the last call. Never waits.
@@ -188,5 +145,28 @@ impl GpuMeter {
         }
         let latencies = self.latencies.lock().unwrap_or_else(PoisonError::into_inner);
         GpuEnd { events, nvml_us: latencies.overall(), calls: latencies.by_call() }
+    }
+}
+
+/// Waits for the poller's first word.
+fn wait(
+    options: &GpuOptions,
+    ready: &Receiver<Result<Found, OpenError>>,
+) -> Result<Found, OpenError> {
+    let patience = if options.required { PATIENCE_IF_REQUIRED } else { PATIENCE };
+    match ready.recv_timeout(patience) {
+        Ok(Ok(found)) if found.devices.is_empty() => {
+            let mut reasons = found.warnings;
+            reasons.insert(0, "NVML finds no GPU whose energy can be read".into());
+            Err(OpenError::new(false, reasons.join("; ")))
+        }
+        Ok(answer) => answer,
+        Err(RecvTimeoutError::Timeout) => {
+            let message = format!("NVML did not answer within {} seconds", patience.as_secs());
+            Err(OpenError::new(false, message))
+        }
+        Err(RecvTimeoutError::Disconnected) => {
+            Err(OpenError::new(false, "the NVML thread could not be started".into()))
+        }
     }
 }

@@ -98,16 +98,20 @@ impl PidOwner for Owners {
         seen.by_pid.get(&pid).map(|(slot, _)| *slot)
     }
 
-    /// The driver speaks of pids as the initial pid namespace has them. `/proc/1/ns/pid` tells
-    /// which namespace a procfs shows, whichever this process is in itself: an agent in a container
-    /// may have the host's procfs mounted elsewhere.
     fn sees_host_pids(&self) -> bool {
-        // PROC_PID_INIT_INO, include/linux/proc_ns.h
-        const INITIAL: &str = "pid:[4026531836]";
-        let shows = |pid: &str| fs::read_link(self.procfs.join(pid).join("ns/pid")).ok();
-        // Only root may look at process 1; `self` is good enough where that is refused.
-        shows("1").or_else(|| shows("self")).is_none_or(|link| link == Path::new(INITIAL))
+        shows_host_pids(&self.procfs)
     }
+}
+
+/// The driver speaks of pids as the initial pid namespace has them. `/proc/1/ns/pid` tells which
+/// namespace a procfs shows, whichever this process is in itself: an agent in a container may have
+/// the host's procfs mounted elsewhere.
+pub(super) fn shows_host_pids(procfs: &Path) -> bool {
+    // PROC_PID_INIT_INO, include/linux/proc_ns.h
+    const INITIAL: &str = "pid:[4026531836]";
+    let shows = |pid: &str| fs::read_link(procfs.join(pid).join("ns/pid")).ok();
+    // Only root may look at process 1; `self` is good enough where that is refused.
+    shows("1").or_else(|| shows("self")).is_none_or(|link| link == Path::new(INITIAL))
 }
 
 /// Field 22 of `/proc/PID/stat`; the name before it may hold anything, a parenthesis included.

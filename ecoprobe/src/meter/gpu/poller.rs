@@ -81,7 +81,7 @@ pub(super) fn run<O: PidOwner>(
         Ok(count) => count,
         Err(fault) => {
             let message = format!("NVML cannot count its devices: {fault}");
-            let _ = found.send(Err(OpenError { absent: false, message }));
+            let _ = found.send(Err(OpenError::new(false, message)));
             return;
         }
     };
@@ -95,12 +95,16 @@ pub(super) fn run<O: PidOwner>(
             Err(problem) => warnings.push(problem),
         }
     }
+    warnings.extend(devices.iter().filter_map(|device| device.stand_in(options.interval)));
     let listed = devices.iter().map(Device::describe).collect();
-    if found.send(Ok(Found { devices: listed, warnings })).is_err() || devices.is_empty() {
-        return;
-    }
     let context = Context { driver, owner, host_pids, events, said: BTreeSet::new() };
-    Poller { context, devices, stopped }.run(options);
+    let mut poller = Poller { context, devices, stopped };
+    // Before anybody is told: what is measured from then on begins within the first window.
+    poller.prime();
+    let empty = poller.devices.is_empty();
+    if found.send(Ok(Found { devices: listed, warnings })).is_ok() && !empty {
+        poller.run(options);
+    }
 }
 
 /// Whether to go on, and if not, until when there is time to finish.
@@ -121,7 +125,7 @@ struct Poller<'a, O> {
 
 impl<O: PidOwner> Poller<'_, O> {
     fn run(mut self, options: &GpuOptions) {
-        if let Order::Finish(deadline) = self.prime().unwrap_or_else(|| self.rounds(options)) {
+        if let Order::Finish(deadline) = self.rounds(options) {
             self.close(deadline);
         }
     }
@@ -136,7 +140,7 @@ impl<O: PidOwner> Poller<'_, O> {
 
     /// Watches the counters closely until each has moved twice: the first time is where the first
     /// window begins, and both together tell how fast the counter refreshes.
-    fn prime(&mut self) -> Option<Order> {
+    fn prime(&mut self) {
         let end = Instant::now() + LOOK_AT_MOST;
         loop {
             for device in &mut self.devices {
@@ -145,12 +149,8 @@ impl<O: PidOwner> Poller<'_, O> {
             if Instant::now() >= end || self.devices.iter().all(Device::primed) {
                 break;
             }
-            match self.wait(CLOSE_LOOK) {
-                Order::Continue => {}
-                order => return Some(order),
-            }
+            std::thread::sleep(CLOSE_LOOK);
         }
-        None
     }
 
     /// Both groups until the end. The slow group goes through the devices one at a time, with a

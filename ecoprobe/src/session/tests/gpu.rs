@@ -158,6 +158,30 @@ fn a_device_that_idles_now_and_then_is_calibrated() {
 }
 
 #[test]
+fn a_device_that_does_not_say_how_busy_it_is_shows_its_idle_power_only_while_nobody_is_there() {
+    let user = [user(2, 1.0, 0.1)];
+    let run = |idle_from: u64| {
+        let mut session = with_device(Settings::default());
+        session.sample(&sample(0));
+        for second in 0..20 {
+            let (joules, usage) =
+                if second < idle_from { (300.0, &user[..]) } else { (60.0, &[][..]) };
+            let (from, to) = (second * 1000, second * 1000 + 1000);
+            session.gpu(&GpuWindow { busy: None, ..window(from, to, joules, usage) });
+        }
+        session.sample(&sample(20_000));
+        report(&session)
+    };
+    let busy = run(20);
+    assert_eq!(busy.sources.static_power.watts["GPU-1"], None);
+    assert!(busy.warnings[0].contains("how busy it was is not known"), "{:?}", busy.warnings);
+    close(busy.workloads[0].energy_j.gpu, 6000.0);
+    let idle = run(10);
+    close(idle.sources.static_power.watts["GPU-1"], 60.0);
+    close(idle.workloads[0].energy_j.gpu, 2400.0);
+}
+
+#[test]
 fn nonsense_windows_are_refused_and_said() {
     let mut session = with_device(static_watts(50.0));
     session.sample(&sample(0));
