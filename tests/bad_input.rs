@@ -29,8 +29,9 @@ fn refused(ended: Ended, code: i32) -> String {
 
 /// A busy cgroup on a simulated package that draws 40 W.
 struct Bench {
-    cgroup: TestCgroup,
+    // Before the cgroup that it runs in: fields are dropped in this order.
     _load: Load,
+    cgroup: TestCgroup,
     sysfs: Sysfs,
     feeder: Feeder,
 }
@@ -46,7 +47,7 @@ impl Bench {
         let sysfs = Machine::new(1).build();
         let feed = Feed { zone: sysfs.zone("package-0"), start_uj: 0, power };
         let feeder = Feeder::start(Duration::from_millis(5), vec![feed]);
-        Self { cgroup, _load: load, sysfs, feeder }
+        Self { _load: load, cgroup, sysfs, feeder }
     }
 
     fn command(&self, options: &[&str]) -> Command {
