@@ -157,23 +157,25 @@ fn cpu_time_is_the_kernels_own() {
 #[ignore = "needs root: it makes cgroups and loads the probe"]
 fn a_glob_takes_in_what_is_made_later() {
     let top = TestCgroup::v2("glob");
-    let recording = Recording::new();
     let glob = format!("{}/*", top.cgroup());
-    // Nothing matches yet.
     let early = top.child("early");
-    let run = watch(&[&glob], &recording, &["--interval=50ms"]);
-    thread::sleep(Duration::from_millis(500));
+    let options = ["--cpu-energy=none", "--interval=50ms", "--format=jsonl"];
+    let mut run = Running::start(["--cgroup", &glob].into_iter().chain(options));
+    run.wait_for_lines(5);
     let late = top.child("late");
     let inside = late.child("inside");
+    let name = late.cgroup().trim_start_matches('/').to_owned();
+    // What it did before it was noticed is `other`'s.
+    until("a window with it", || run.stdout().contains(&name));
     let load = Load::hog(inside.path(), 0);
     thread::sleep(Duration::from_millis(1500));
     let used = || late.usage_ns() as f64 * 1e-9;
     let before = used();
     run.signal(Signal::SIGTERM);
-    let report = run.wait().succeeded().report();
+    let (_, report) = run.wait().succeeded().lines();
     let after = used();
     drop(load);
-    let found = report.cpu_seconds(late.cgroup().trim_start_matches('/'));
+    let found = report.cpu_seconds(&name);
     assert!(before > 0.1, "{before}");
     assert_cpu_time(found, found.clamp(before, after), CPU_TIME, "late");
     assert_eq!(report.cpu_seconds(early.cgroup().trim_start_matches('/')), 0.0);
