@@ -49,7 +49,8 @@ pub struct CpuState {
     pub news: News,
     /// Run-queue clock at which `clock_offset` is to be read again, ns.
     pub offset_until: u64,
-    /// A thread group that came onto this CPU and was not seen to leave it, or [`NOBODY`].
+    /// A thread group that is not seen to leave this CPU, or [`NOBODY`]. Written by the agent before
+    /// the probe is attached: [`INIT`], which some kernels hide, until it is seen to leave.
     pub vanishing_tgid: u32,
     /// Slot that the last task other than idle was to be billed to.
     pub cached_slot: u32,
@@ -97,6 +98,9 @@ pub const VISITED: u64 = 1;
 
 /// In `cgroup`: its slot is not for kernel threads. Whoever asks for `/` does not ask for them.
 pub const NOT_KTHREADS: u64 = 1;
+
+/// The first process.
+pub const INIT: u32 = 1;
 
 /// No thread group has this id.
 pub const NOBODY: u32 = u32::MAX;

@@ -246,11 +246,16 @@ unsafe fn settle<K: Kernel>(ctx: &impl EbpfContext, cpu: *mut CpuState, prev: *c
         let elapsed = now.saturating_sub(started);
         let ran = if task & !VISITED != prev as u64 {
             unseen_start::<K>(ctx, cpu, prev, elapsed)
+        } else if task & VISITED != 0 {
+            hidden_switch(ctx, cpu, (*cpu).vanishing_tgid);
+            if (*cpu).slot == SLOT_IDLE {
+                elapsed
+            } else {
+                // Its own account leaves out what the visitor ran.
+                K::read::<u64>(prev, Field::TaskSumExecRuntime).wrapping_sub((*cpu).runtime_start)
+            }
         } else if (*cpu).slot == SLOT_IDLE {
             elapsed
-        } else if task & VISITED != 0 {
-            // Its own account leaves out what the visitor ran.
-            K::read::<u64>(prev, Field::TaskSumExecRuntime).wrapping_sub((*cpu).runtime_start)
         } else {
             K::read::<u64>(prev, Field::TaskExecStart).wrapping_sub(started)
         };
@@ -277,6 +282,21 @@ unsafe fn visit<K: Kernel>(cpu: *mut CpuState, prev: *const u8) {
     }
 }
 
+/// A switch away from a task of `tgid` must have happened, and was not seen.
+#[inline(never)]
+unsafe fn hidden_switch<C: EbpfContext>(ctx: &C, cpu: *mut CpuState, tgid: u32) {
+    // SAFETY: as in on_switch.
+    unsafe {
+        if (*cpu).dropped == 0 {
+            warn!(
+                ctx,
+                "switches of process {} are hidden from tracers; its CPU time may be off", tgid
+            );
+        }
+        (*cpu).dropped += 1;
+    }
+}
+
 /// The task that leaves is not the one that we saw coming: some kernels keep the switches of some
 /// tasks from tracers. Says how long the leaving task ran, by the fair scheduler's own note of its
 /// account when it was picked, and makes it the CPU's running task.
@@ -290,17 +310,16 @@ unsafe fn unseen_start<K: Kernel>(
     // SAFETY: as in on_switch.
     unsafe {
         let tgid: u32 = K::read(prev, Field::TaskTgid);
-        (*cpu).dropped += 1;
         if tgid == (*cpu).vanishing_tgid {
             // It does leave in plain sight.
             (*cpu).vanishing_tgid = NOBODY;
-        } else if (*cpu).vanishing_tgid == NOBODY && (*cpu).tgid != 0 && (*cpu).tgid != tgid {
-            (*cpu).vanishing_tgid = (*cpu).tgid;
-            warn!(
-                ctx,
-                "switches of process {} are hidden from tracers; its CPU time may be off",
-                (*cpu).tgid
-            );
+        } else if (*cpu).task & VISITED != 0 {
+            hidden_switch(ctx, cpu, (*cpu).vanishing_tgid);
+        } else if (*cpu).tgid != tgid {
+            hidden_switch(ctx, cpu, (*cpu).tgid);
+            if (*cpu).vanishing_tgid == NOBODY && (*cpu).tgid != 0 {
+                (*cpu).vanishing_tgid = (*cpu).tgid;
+            }
         }
         (*cpu).task = prev as u64;
         (*cpu).tgid = tgid;

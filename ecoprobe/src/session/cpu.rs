@@ -59,8 +59,8 @@ pub(super) struct Meter {
     previous: Option<Reading>,
     pub(super) model: PowerModel,
     pub(super) account: Account,
-    /// What the newest window measured, if it could.
-    pub(super) latest: Option<Window>,
+    /// What the newest window measured, if it could, and what the account owed before it.
+    pub(super) latest: Option<(Window, Seconds)>,
     missing: BTreeMap<Reason, Missing>,
     /// The kind of static power, where it was known beforehand.
     pub(super) known: Option<StaticPowerKind>,
@@ -128,10 +128,11 @@ impl Meter {
                     time: Seconds::from_ns(now.mono_ns - from_ns),
                 };
                 let shares = package.map_or(&[][..], Package::shares);
+                let owed = self.account.owed();
                 self.account.add(window, shares);
                 let busy_ns = package.map_or(0, |package| package.busy_ns);
                 self.model.observe(window, Seconds::from_ns(busy_ns));
-                self.latest = Some(window);
+                self.latest = Some((window, owed));
                 return;
             }
         };

@@ -225,12 +225,13 @@ impl Session {
         match view {
             View::Run => Cow::Borrowed(&meter.account),
             View::Window => {
-                let mut account = Account::new(power);
                 let shares = self.packages.get(package).map_or(&[][..], |package| package.shares());
-                if let Some(window) = meter.latest {
+                let account = meter.latest.map(|(window, owed)| {
+                    let mut account = Account::owing(power, owed);
                     account.add(window, shares);
-                }
-                Cow::Owned(account)
+                    account
+                });
+                Cow::Owned(account.unwrap_or_default())
             }
         }
     }

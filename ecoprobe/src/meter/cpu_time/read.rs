@@ -6,7 +6,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use aya::maps::MapData;
-use ecoprobe_ebpf::{CgroupEvent, CpuState, NOBODY, SLOT_IDLE};
+use ecoprobe_ebpf::{CgroupEvent, CpuState, INIT, SLOT_IDLE};
 use memmap2::{MmapOptions, MmapRaw};
 
 use crate::meter::monotonic_ns;
@@ -60,7 +60,7 @@ impl Counters {
             // SAFETY: the probe is not attached yet, so these are ours.
             unsafe {
                 ptr::write_volatile(&raw mut (*state).row, (cpu * nr_slots) as u32);
-                ptr::write_volatile(&raw mut (*state).vanishing_tgid, NOBODY);
+                ptr::write_volatile(&raw mut (*state).vanishing_tgid, INIT);
             }
         }
         Ok(counters)
