@@ -211,3 +211,44 @@ pub(crate) fn start_time(bench: &Bench, cgroup: &str, options: &[String]) -> Res
     ensure!(line.contains("\"window\""), "ecoprobe shows no window");
     Ok(start.elapsed().saturating_sub(WINDOW))
 }
+
+/// A simulated NVML library and its devices.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    library: PathBuf,
+    _directory: TempDir,
+}
+
+impl Driver {
+    pub(crate) fn options(&self) -> Vec<String> {
+        vec![
+            "--cpu-energy=none".to_owned(),
+            "--gpu-energy=nvml".to_owned(),
+            format!("--nvml-lib={}", self.library.display()),
+        ]
+    }
+}
+
+/// A driver of so many GPUs, each used by this process, whose every call takes `delay_ms`. `Err`
+/// says why there is none.
+pub(crate) fn gpu_driver(bench: &Bench, count: u32, delay_ms: f64) -> Result<Driver, String> {
+    bench.probe_works()?;
+    let built = bench.agent.with_file_name("libfake_nvml.so");
+    let make = || {
+        let directory = tempfile::tempdir()?;
+        let library = directory.path().join("libfake_nvml.so");
+        let used = serde_json::json!([{"pid": std::process::id(), "sm": 50.0}]);
+        let device = |index| {
+            serde_json::json!({
+                "uuid": format!("GPU-{index:08}"), "name": "Simulated", "processes": used
+            })
+        };
+        let devices: Vec<_> = (0..count).map(device).collect();
+        let scenario = serde_json::json!({"delay_ms": delay_ms, "devices": devices});
+        // The library looks for it beside itself.
+        fs::write(directory.path().join("scenario.json"), scenario.to_string())?;
+        fs::copy(&built, &library)?;
+        Ok(Driver { library, _directory: directory })
+    };
+    make().map_err(|error: std::io::Error| format!("{}: {error}", built.display()))
+}

@@ -1,10 +1,12 @@
 //! The benchmark suite: what ecoprobe costs, and how wrong it can be. One category a file.
 
+mod accuracy;
 mod agent;
 mod environment;
 mod harness;
 mod interrupt;
 mod latency;
+mod memory;
 mod probe;
 mod results;
 mod simulators;
@@ -86,6 +88,10 @@ enum Format {
 enum Category {
     /// How long a tick takes, with 10 to 10,000 cgroups.
     Latency,
+    /// What it holds: its own memory and the kernel's, with 10 to 10,000 cgroups, and over churn.
+    Memory,
+    /// How wrong it can be: joules against known power models, CPU time against the kernel.
+    Accuracy,
     /// Nanoseconds per context switch: our probe, an empty program, a clock reader.
     Probe(probe::Args),
     /// Every category.
@@ -102,6 +108,8 @@ impl Category {
     fn name(&self) -> &'static str {
         match self {
             Self::Latency => "latency",
+            Self::Memory => "memory",
+            Self::Accuracy => "accuracy",
             Self::Probe(_) => "probe",
             Self::All => "all",
         }
@@ -109,7 +117,7 @@ impl Category {
 
     fn parts(&self) -> Vec<&'static str> {
         match self {
-            Self::All => vec!["latency", "probe"],
+            Self::All => vec!["accuracy", "latency", "memory", "probe"],
             one => vec![one.name()],
         }
     }
@@ -187,6 +195,8 @@ fn measure(name: &str, cli: &Cli, bench: &Bench) -> Outcome {
     let mut outcome = Outcome { category: name.to_owned(), ..Outcome::default() };
     let done = match name {
         "latency" => latency::bench(bench, &mut outcome),
+        "memory" => memory::bench(bench, &mut outcome),
+        "accuracy" => accuracy::bench(bench, &mut outcome),
         _ => probe(cli, bench, &mut outcome),
     };
     bench.quiet();
