@@ -7,6 +7,7 @@ mod harness;
 mod interrupt;
 mod latency;
 mod memory;
+mod overhead;
 mod probe;
 mod results;
 mod simulators;
@@ -86,6 +87,8 @@ enum Format {
 
 #[derive(Subcommand)]
 enum Category {
+    /// How much longer work takes with ecoprobe beside it.
+    Overhead,
     /// How long a tick takes, with 10 to 10,000 cgroups.
     Latency,
     /// What it holds: its own memory and the kernel's, with 10 to 10,000 cgroups, and over churn.
@@ -107,6 +110,7 @@ impl std::fmt::Debug for Category {
 impl Category {
     fn name(&self) -> &'static str {
         match self {
+            Self::Overhead => "overhead",
             Self::Latency => "latency",
             Self::Memory => "memory",
             Self::Accuracy => "accuracy",
@@ -117,7 +121,7 @@ impl Category {
 
     fn parts(&self) -> Vec<&'static str> {
         match self {
-            Self::All => vec!["accuracy", "latency", "memory", "probe"],
+            Self::All => vec!["accuracy", "latency", "memory", "overhead", "probe"],
             one => vec![one.name()],
         }
     }
@@ -195,6 +199,7 @@ fn measure(name: &str, cli: &Cli, bench: &Bench) -> Outcome {
     let mut outcome = Outcome { category: name.to_owned(), ..Outcome::default() };
     let done = match name {
         "latency" => latency::bench(bench, &mut outcome),
+        "overhead" => overhead::bench(bench, &mut outcome),
         "memory" => memory::bench(bench, &mut outcome),
         "accuracy" => accuracy::bench(bench, &mut outcome),
         _ => probe(cli, bench, &mut outcome),
