@@ -8,8 +8,10 @@ mod interrupt;
 mod latency;
 mod memory;
 mod overhead;
+mod plot;
 mod probe;
 mod results;
+mod scalability;
 mod simulators;
 mod statistics;
 mod summary;
@@ -93,6 +95,8 @@ enum Category {
     Latency,
     /// What it holds: its own memory and the kernel's, with 10 to 10,000 cgroups, and over churn.
     Memory,
+    /// How cost grows with cgroups, samples, GPUs and context switches; a plot of each.
+    Scalability,
     /// How wrong it can be: joules against known power models, CPU time against the kernel.
     Accuracy,
     /// Nanoseconds per context switch: our probe, an empty program, a clock reader.
@@ -113,6 +117,7 @@ impl Category {
             Self::Overhead => "overhead",
             Self::Latency => "latency",
             Self::Memory => "memory",
+            Self::Scalability => "scalability",
             Self::Accuracy => "accuracy",
             Self::Probe(_) => "probe",
             Self::All => "all",
@@ -121,7 +126,7 @@ impl Category {
 
     fn parts(&self) -> Vec<&'static str> {
         match self {
-            Self::All => vec!["accuracy", "latency", "memory", "overhead", "probe"],
+            Self::All => vec!["accuracy", "latency", "memory", "overhead", "probe", "scalability"],
             one => vec![one.name()],
         }
     }
@@ -200,6 +205,7 @@ fn measure(name: &str, cli: &Cli, bench: &Bench) -> Outcome {
     let done = match name {
         "latency" => latency::bench(bench, &mut outcome),
         "overhead" => overhead::bench(bench, &mut outcome),
+        "scalability" => scalability::bench(bench, &mut outcome),
         "memory" => memory::bench(bench, &mut outcome),
         "accuracy" => accuracy::bench(bench, &mut outcome),
         _ => probe(cli, bench, &mut outcome),
