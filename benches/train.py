@@ -46,7 +46,7 @@ def model_of(size):
             num_attention_heads=2,
             intermediate_size=512,
         )
-        return BertForSequenceClassification(config), 8, 20
+        return BertForSequenceClassification(config), 8, 10
     if size == "small":
         return DistilBertForSequenceClassification(DistilBertConfig()), 16, 100
     config = BertConfig(

@@ -1,5 +1,7 @@
 //! The benchmark suite: what ecoprobe costs, and how wrong it can be. One category a file.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod accuracy;
 mod agent;
 mod environment;
