@@ -12,6 +12,7 @@ mod memory;
 mod overhead;
 mod plot;
 mod probe;
+mod profile;
 mod results;
 mod scalability;
 mod simulators;
@@ -37,8 +38,12 @@ use crate::results::{Results, SCHEMA};
     the baseline, or a category that failed; 2 wrong usage. Parts that this machine cannot run are \
     named, and miss no target.")]
 struct Cli {
+    /// Without one: all.
     #[command(subcommand)]
-    category: Category,
+    category: Option<Category>,
+    /// Measure nothing; leave a flame graph of ecoprobe under this load with the results.
+    #[arg(long, value_enum, value_name = "NAME")]
+    profile: Option<profile::Profile>,
     #[command(flatten)]
     options: Options,
 }
@@ -159,9 +164,16 @@ fn run(cli: &Cli) -> Result<bool> {
     let bench = bench(&cli.options)?;
     interrupt::clean_up_on_signals()?;
 
+    if let Some(profile) = cli.profile {
+        let svg = profile::record(profile, &bench)?;
+        bench.quiet();
+        println!("{}", svg.display());
+        return Ok(true);
+    }
     let start = jiff::Timestamp::now();
     let (machine, state) = (Machine::read(), State::read());
-    let outcomes = cli.category.parts().into_iter().map(|name| measure(name, cli, &bench));
+    let category = cli.category.as_ref().unwrap_or(&Category::All);
+    let outcomes = category.parts().into_iter().map(|name| measure(name, cli, &bench));
     let results = Results {
         schema: SCHEMA.to_owned(),
         start: start.to_string(),
@@ -231,15 +243,15 @@ fn probe(cli: &Cli, bench: &Bench, outcome: &mut Outcome) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let path = directory.path().join("probe.json");
     let given: Vec<OsString> = match cli.category {
-        Category::Probe(_) => std::env::args_os().collect(),
+        Some(Category::Probe(_)) => std::env::args_os().collect(),
         _ => vec!["bench".into(), "probe".into()],
     };
     let with_json = given.into_iter().chain(["--json".into(), path.clone().into()]);
     let again = match Cli::try_parse_from(with_json).map(|cli| cli.category) {
-        Ok(Category::Probe(again)) => again,
+        Ok(Some(Category::Probe(again))) => again,
         // The caller wants the rows in a file of their own.
         _ => match &cli.category {
-            Category::Probe(own) => return quietly(cli.options.format, || probe::bench(own)),
+            Some(Category::Probe(own)) => return quietly(cli.options.format, || probe::bench(own)),
             _ => anyhow::bail!("the probe's own options do not parse"),
         },
     };
