@@ -158,11 +158,15 @@ impl Agent {
         PathBuf::from(format!("/proc/{}/{file}", self.child.id()))
     }
 
-    /// CPU time of its one thread by the scheduler's account, nanoseconds.
+    /// CPU time of its threads by the scheduler's account, nanoseconds.
     pub(crate) fn cpu_ns(&self) -> Result<u64> {
-        let text = fs::read_to_string(self.proc("schedstat"))?;
-        let ns = text.split(' ').next().and_then(|ns| ns.parse().ok());
-        ns.context("/proc/PID/schedstat shows no CPU time")
+        let mut sum = 0;
+        for thread in fs::read_dir(self.proc("task"))? {
+            let text = fs::read_to_string(thread?.path().join("schedstat"))?;
+            let ns = text.split(' ').next().and_then(|ns| ns.parse::<u64>().ok());
+            sum += ns.context("schedstat shows no CPU time")?;
+        }
+        Ok(sum)
     }
 
     /// It samples once its event loop sleeps in epoll. Where the kernel does not tell where a

@@ -52,7 +52,7 @@ pub(crate) struct Target {
     pub below: f64,
     /// What the project was asked for.
     pub asked: Option<f64>,
-    /// A figure inside its noise floor meets it too.
+    /// A figure inside its noise floor meets it too, if the floor shows that it is below `asked`.
     pub or_noise: bool,
 }
 
@@ -122,10 +122,15 @@ impl Metric {
             || self.interval.is_some_and(|(low, high)| low <= 0.0 && high >= 0.0)
     }
 
-    /// By how much the target is missed. A figure that is not a number misses it.
+    /// By how much the target is missed, which is nothing or less where the noise is too loud to tell.
+    /// A figure that is not a number misses it.
     pub(crate) fn missed_by(&self) -> Option<f64> {
         let target = self.target?;
-        let met = self.value < target.below || (target.or_noise && self.inside_noise());
+        let floor_says_enough = target.asked.is_none_or(|asked| self.noise < Some(asked));
+        let met = match target.or_noise {
+            true => floor_says_enough && (self.value < target.below || self.inside_noise()),
+            false => self.value < target.below,
+        };
         (!met).then_some(self.value - target.below)
     }
 }
@@ -237,4 +242,27 @@ impl Bench {
 /// 1,000 and 10,000 as people write them.
 pub(crate) fn thousands(number: usize) -> String {
     ecoprobe::output::units::count(number as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_met_below_it_or_in_noise_that_is_low_enough() {
+        let target = Target { below: 0.1, asked: Some(5.0), or_noise: true };
+        let overhead = |value: f64, noise| {
+            let metric = Metric::exact("training", "%", value).with_noise(noise);
+            metric.with_target(target).missed_by().is_none()
+        };
+        assert!(overhead(0.05, 0.2));
+        assert!(overhead(0.8, 1.0));
+        assert!(!overhead(1.2, 1.0));
+        // Noise that could hide more than was asked for shows nothing.
+        assert!(!overhead(0.05, 6.0));
+        let tick = |value| Metric::exact("tick", "µs", value).with_target(Target::below(100.0));
+        assert!(tick(99.0).missed_by().is_none());
+        assert_eq!(tick(130.0).missed_by(), Some(30.0));
+        assert!(tick(f64::NAN).missed_by().is_some());
+    }
 }

@@ -166,7 +166,7 @@ fn switches(bench: &Bench) -> Result<Curve> {
     let path = cgroup.path().display().to_string();
     let _statistics = Restored::write(statistics, "1")?;
     let mut points = Vec::new();
-    for pause_us in [Some(2_000), Some(600), Some(200), Some(60), None] {
+    for pause_us in [Some(10_000), Some(3_000), Some(1_000), Some(300), Some(100), None] {
         let (mut rates, mut costs) = (Vec::new(), Vec::new());
         for turn in 1..=bench.settings.turns {
             bench.progress(format_args!("scalability: context switches, turn {turn}"));
@@ -231,7 +231,7 @@ fn cpu_ms_per_second(bench: &Bench, agent: &Agent) -> Result<f64> {
     let (start, before) = (Instant::now(), agent.cpu_ns()?);
     // One tick a second has to be seen more than once.
     std::thread::sleep(bench.duration().max(Duration::from_secs(2)));
-    let ns = agent.cpu_ns()? - before;
+    let ns = agent.cpu_ns()?.saturating_sub(before);
     Ok(ns as f64 * 1e-6 / start.elapsed().as_secs_f64())
 }
 

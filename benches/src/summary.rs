@@ -51,13 +51,10 @@ fn row(outcome: &Outcome, metric: &Metric) -> Vec<String> {
         None => format!("< {} {unit}", significant(below)),
     });
     let verdict = match (metric.target, metric.missed_by()) {
-        (Some(_), Some(by)) => format!("MISSED by {} {unit}", significant(by)),
+        (Some(target), Some(by)) => miss(metric, target, by),
         (Some(target), None) if metric.value >= target.below => "met: inside the noise".to_owned(),
         (Some(_), None) => "met".to_owned(),
-        // Only what may be negative can be nothing but noise.
-        (None, _) if metric.interval.is_some_and(|(low, high)| low <= 0.0 && high >= 0.0) => {
-            "inside the noise".to_owned()
-        }
+        (None, _) if metric.inside_noise() => "inside the noise".to_owned(),
         (None, _) => String::new(),
     };
     vec![
@@ -70,6 +67,15 @@ fn row(outcome: &Outcome, metric: &Metric) -> Vec<String> {
     ]
 }
 
+fn miss(metric: &Metric, target: Target, by: f64) -> String {
+    match metric.noise {
+        Some(noise) if target.or_noise && target.asked.is_some_and(|asked| noise >= asked) => {
+            format!("UNKNOWN: the noise of ± {} {} hides it", significant(noise), metric.unit)
+        }
+        _ => format!("MISSED by {} {}", significant(by), metric.unit),
+    }
+}
+
 /// Says each missed target and each failure; `true` if there are any.
 pub(crate) fn missed(results: &Results) -> bool {
     let mut any = false;
@@ -77,12 +83,12 @@ pub(crate) fn missed(results: &Results) -> bool {
         if let (Some(by), Some(target)) = (metric.missed_by(), metric.target) {
             any = true;
             eprintln!(
-                "target missed: {}: {} is {} {unit}, {} {unit} above {} {unit}",
+                "target of {}: {}, {} {unit} where < {} {unit} is wanted: {}",
                 outcome.category,
                 metric.name,
                 significant(metric.value),
-                significant(by),
                 significant(target.below),
+                miss(metric, target, by),
                 unit = metric.unit,
             );
         }

@@ -89,6 +89,7 @@ fn compare(
     all.extend(Beside::ECOPROBE);
     all.extend(tools.iter().cloned().map(Beside::Tool));
     let mut seconds: Vec<Vec<f64>> = vec![Vec::new(); all.len()];
+    let mut agent_percent = seconds.clone();
     let mut random = Rng::with_seed(bench.settings.seed);
     let mut order: Vec<usize> = (0..all.len()).collect();
     let rounds = bench.settings.turns;
@@ -99,6 +100,7 @@ fn compare(
             let (Some(beside), Some(found)) = (all.get(place), seconds.get_mut(place)) else {
                 continue;
             };
+            let mut agent_ns = None;
             let name = beside.name();
             bench.progress(format_args!("overhead: {work}: {name}, round {round} of {rounds}"));
             let taken = match beside {
@@ -107,13 +109,18 @@ fn compare(
                 Beside::Ecoprobe(interval) => {
                     let path = cgroup.path().display().to_string();
                     let agent = Agent::start(bench, &path, &[format!("--interval={interval}")])?;
+                    let before = agent.cpu_ns()?;
                     let taken = turn(None)?;
+                    agent_ns = Some(agent.cpu_ns()?.saturating_sub(before));
                     agent.stop()?;
                     taken
                 }
             };
             if round > 0 {
                 found.push(taken);
+                if let (Some(ns), Some(percent)) = (agent_ns, agent_percent.get_mut(place)) {
+                    percent.push(ns as f64 * 1e-7 / taken);
+                }
             }
         }
     }
@@ -131,6 +138,13 @@ fn compare(
             (Some(target), Beside::Ecoprobe(_)) => metric.with_target(target),
             _ => metric,
         });
+    }
+    // What the clock cannot tell from noise, the scheduler's account can; the probe is not in it.
+    for (beside, percent) in all.iter().zip(agent_percent) {
+        if !percent.is_empty() {
+            let name = format!("{work}, the agent's own CPU time, {}", beside.name());
+            outcome.metrics.push(Metric::of_turns(name, "% of a CPU", percent));
+        }
     }
     let kept: serde_json::Map<_, _> = all
         .iter()
