@@ -132,6 +132,25 @@ impl Drop for TestCgroup {
     }
 }
 
+/// Of every `TestCgroup` that this process has made in the v2 hierarchy, for a process that has to end
+/// without dropping them.
+pub(crate) fn remove_all_of_this_process() {
+    let mount = v2_mount();
+    let prefix = format!("test-{}-", std::process::id());
+    for _ in 0..100 {
+        let mut left = false;
+        for entry in fs::read_dir(&mount).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                left |= remove(&entry.path()).is_err();
+            }
+        }
+        if !left {
+            return;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Whoever is left inside was put there by a test, and outlived it by mistake.
 fn remove(path: &Path) -> io::Result<()> {
     for pid in fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default().lines() {

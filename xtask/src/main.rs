@@ -44,12 +44,22 @@ fn main() -> Result<()> {
     match Cli::parse().task {
         Task::BuildEbpf { check: true } => ebpf::check(),
         Task::BuildEbpf { check: false } => ebpf::build(),
-        Task::Bench { arguments } => run(cargo()
-            .args(["run", "--quiet", "--release", "--package", "ecoprobe-bench", "--"])
-            .args(arguments)),
+        Task::Bench { arguments } => bench(&arguments),
         Task::Demo => demo(),
         Task::Test { arguments } => test(&arguments),
     }
+}
+
+/// Builds the suite and all that it measures; exits as it does.
+fn bench(arguments: &[String]) -> Result<()> {
+    run(cargo().args(["build", "--quiet", "--release", "--workspace", "--exclude", "xtask"]))?;
+    let suite = target_dir().join("release/ecoprobe-bench");
+    let mut command = Command::new(&suite);
+    let status = command
+        .args(arguments)
+        .status()
+        .with_context(|| format!("cannot run {}", suite.display()))?;
+    std::process::exit(status.code().unwrap_or(1));
 }
 
 /// Runs the tests. Some measure the live kernel against time on a machine that others may share, so

@@ -1,0 +1,143 @@
+//! The hot paths by themselves, with Criterion: `cargo bench -p ecoprobe-bench`.
+
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot be set up has nothing to say")]
+
+#[path = "../tests/sim/mod.rs"]
+mod sim;
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use ecoprobe::cli::{Format, OutputArgs};
+use ecoprobe::energy::counter::delta;
+use ecoprobe::host::topology::Topology;
+use ecoprobe::meter::EnergyMeter as _;
+use ecoprobe::meter::rapl::powercap::PowercapMeter;
+use ecoprobe::output;
+use ecoprobe::report::Own;
+use ecoprobe::sample::{Component, Domain, Header, Reading, SLOT_FIRST, Sample, Workload};
+use ecoprobe::session::Session;
+
+const SIZES: [usize; 3] = [10, 1_000, 10_000];
+
+fn domain() -> Domain {
+    Domain {
+        name: "package-0".into(),
+        component: Component::Cpu,
+        package: 0,
+        joules_per_count: 1.0 / 16384.0,
+        range: Some(1 << 32),
+        max_watts: 500.0,
+    }
+}
+
+/// A session of so many workloads, by the header of a recording.
+fn session(workloads: usize) -> Session {
+    let header = serde_json::json!({
+        "schema": "ecoprobe.recording/1", "version": "0", "start": "2025-01-01T00:00:00Z",
+        "host": {"name": "", "kernel": "", "cpus": 1, "packages": 1},
+        "sources": {
+            "cpu_time": {"kind": "ebpf", "hook": "tp_btf/sched_switch", "hierarchy": "v2"},
+            "cpu_energy": {"kind": "powercap", "domains": ["package-0"]},
+            "gpu_energy": {"kind": "none", "devices": []},
+            "static_power": {"kind": "none", "watts": {}}
+        },
+        "packages": ["package-0"], "domains": [domain()],
+        "settings": {"static_watts": {}, "idle": "separate", "gpu_idle_to_holders": false,
+            "carbon_intensity": null, "pue": null, "price": null}
+    });
+    let header: Header = serde_json::from_value(header).unwrap();
+    let mut session = Session::new(header);
+    for number in 0..workloads {
+        let workload = serde_json::json!({"name": format!("job-{number}"),
+            "cgroup": format!("/job-{number}"), "cgroup_id": number, "kind": "cgroup"});
+        let workload: Workload = serde_json::from_value(workload).unwrap();
+        session.workload(workload);
+    }
+    session
+}
+
+/// Samples a second apart in which every workload ran.
+struct Samples(Sample);
+
+impl Samples {
+    fn new(workloads: usize) -> Self {
+        let cpu_ns = vec![vec![0; SLOT_FIRST + workloads]];
+        let energy = vec![Some(Reading { mono_ns: 0, count: 0 })];
+        Self(Sample { mono_ns: 0, cpu_ns, energy })
+    }
+
+    fn next(&mut self) -> &Sample {
+        let sample = &mut self.0;
+        sample.mono_ns += 1_000_000_000;
+        sample.cpu_ns.iter_mut().flatten().for_each(|ns| *ns += 12_345);
+        sample.energy.iter_mut().flatten().for_each(|reading| {
+            reading.mono_ns = sample.mono_ns;
+            reading.count = (reading.count + 500_000) % (1 << 32);
+        });
+        sample
+    }
+}
+
+/// Every workload ran in every window: the most that there can be to do.
+fn attribution(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("attribution, workloads all busy");
+    for size in SIZES {
+        let (mut session, mut samples) = (session(size), Samples::new(size));
+        session.sample(samples.next());
+        group.bench_function(BenchmarkId::from_parameter(size), |bencher| {
+            bencher.iter(|| session.sample(samples.next()));
+        });
+    }
+}
+
+fn rendering(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("report");
+    let directory = tempfile::tempdir().unwrap();
+    for size in SIZES {
+        let (mut session, mut samples) = (session(size), Samples::new(size));
+        (0..3).for_each(|_| session.sample(samples.next()));
+        group.bench_function(BenchmarkId::new("settle", size), |bencher| {
+            bencher.iter(|| black_box(session.report(Own::default())));
+        });
+        let report = session.report(Own::default());
+        for (name, format) in [("table", Format::Table), ("json", Format::Json)] {
+            let path = directory.path().join(name);
+            group.bench_function(BenchmarkId::new(name, size), |bencher| {
+                bencher.iter(|| {
+                    let output = Some(path.clone());
+                    let mut output = output::open_quiet(&OutputArgs { format, output }).unwrap();
+                    output.finish(&report).unwrap();
+                });
+            });
+        }
+    }
+}
+
+/// On tmpfs or disk, wherever temporary files are; the read of a real MSR is not in it.
+fn powercap(criterion: &mut Criterion) {
+    let sysfs = sim::Machine::new(2).with("dram").build();
+    let (mut meter, _) =
+        PowercapMeter::open(sysfs.path(), &Topology::read(sysfs.path(), 2)).unwrap();
+    let (mut readings, mut problems) = (Vec::new(), Vec::new());
+    criterion.bench_function("powercap read, 4 zones", |bencher| {
+        bencher.iter(|| meter.read(0, &[], &mut readings, &mut problems));
+    });
+    assert_eq!(problems, [""; 0]);
+}
+
+fn counters(criterion: &mut Criterion) {
+    let domain = domain();
+    let mut now = Reading { mono_ns: 0, count: 0 };
+    criterion.bench_function("counter delta", |bencher| {
+        bencher.iter(|| {
+            let previous = now;
+            now.mono_ns += 1_000_000_000;
+            now.count = (now.count + 500_000) % (1 << 32);
+            black_box(delta(&domain, Some(previous), now))
+        });
+    });
+}
+
+criterion_group!(micro, attribution, rendering, powercap, counters);
+criterion_main!(micro);

@@ -1,0 +1,73 @@
+//! CPU time against the kernel's own account, on the running kernel.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use ecoprobe::meter::cpu_time::{CpuTime, LoadOptions};
+use ecoprobe::sample::SLOT_FIRST;
+
+use crate::harness::{Bench, Metric, Outcome, Target};
+use crate::simulators::cgroup::TestCgroup;
+use crate::simulators::load::{Load, Shape};
+
+const SHAPES: [(&str, Shape); 3] = [
+    ("100 % duty", Shape::Hog),
+    ("25 % duty", Shape::QUARTER),
+    ("children of 1 ms", Shape::MILLISECOND_CHILDREN),
+];
+
+/// Our reading between two readings of theirs.
+struct Bracketed {
+    before: f64,
+    ours: f64,
+    after: f64,
+}
+
+pub(super) fn cpu_time(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
+    if let Err(why) = bench.probe_works() {
+        outcome.skip("CPU time against cpu.stat", why);
+        return Ok(());
+    }
+    for (name, shape) in SHAPES {
+        let mut errors = Vec::new();
+        for turn in 1..=bench.settings.turns {
+            bench.progress(format_args!("accuracy: CPU time, {name}, turn {turn}"));
+            errors.push(100.0 * error(shape, bench.duration())?.abs());
+        }
+        let metric = Metric::of_turns(format!("CPU time against cpu.stat, {name}"), "%", errors);
+        outcome.metrics.push(metric.with_target(Target::below(0.5)));
+    }
+    Ok(())
+}
+
+/// Relative error over one run, by the middle of what `cpu.stat` allows.
+fn error(shape: Shape, duration: Duration) -> Result<f64> {
+    let cgroup = TestCgroup::v2("bench");
+    let mut probe = CpuTime::load(LoadOptions {
+        btf: Path::new("/sys/kernel/btf/vmlinux"),
+        package_of_cpu: vec![0; aya::util::nr_cpus().map_err(|(_, error)| error)?],
+        packages: 1,
+        v1_controller: None,
+        hierarchy_id: 0,
+        max_workloads: 1,
+        hook: None,
+    })?;
+    probe.add_workload(cgroup.id())?.context("no room for a workload")?;
+    probe.attach()?;
+    let load = Load::start(shape, cgroup.path(), None);
+    std::thread::sleep(Duration::from_millis(100));
+    let mut rows = Vec::new();
+    let mut read = || {
+        let before = cgroup.usage_ns() as f64;
+        probe.read(&mut rows);
+        let ours = rows.iter().filter_map(|row| row.get(SLOT_FIRST)).sum::<u64>() as f64;
+        Bracketed { before, ours, after: cgroup.usage_ns() as f64 }
+    };
+    let start = read();
+    std::thread::sleep(duration);
+    let end = read();
+    drop(load);
+    let (least, most) = (end.before - start.after, end.after - start.before);
+    Ok((end.ours - start.ours) / f64::midpoint(least, most) - 1.0)
+}

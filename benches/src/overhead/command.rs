@@ -1,0 +1,136 @@
+//! Work without Python: what switches context as fast as it can, and a compiler.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tempfile::TempDir;
+
+use crate::harness::Bench;
+use crate::simulators::cgroup::TestCgroup;
+
+/// Into the cgroup first: nothing of the work is done outside of it.
+const IN_CGROUP: &str = r#"echo $$ >"$0/cgroup.procs" && exec "$@""#;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Work {
+    /// Two tasks on one CPU that wake each other.
+    Pipe,
+    /// Groups of senders and receivers, as hackbench.
+    Messaging,
+    /// A compiler, process after process.
+    Compile,
+}
+
+impl Work {
+    pub(super) const ALL: [Self; 3] = [Self::Pipe, Self::Messaging, Self::Compile];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Pipe => "perf bench sched pipe",
+            Self::Messaging => "perf bench sched messaging",
+            Self::Compile => "cc on 30 files",
+        }
+    }
+
+    /// Finds how much of it fills half a turn.
+    pub(super) fn prepare(self, bench: &Bench, cgroup: &TestCgroup) -> Result<Turn> {
+        let mut turn = Turn {
+            work: self,
+            cgroup: cgroup.path().to_owned(),
+            loops: match self {
+                Self::Pipe => 20_000,
+                Self::Messaging => 50,
+                Self::Compile => 1,
+            },
+            sources: None,
+        };
+        if self == Self::Compile {
+            turn.sources = Some(sources()?);
+            turn.seconds()?;
+            return Ok(turn);
+        }
+        turn.seconds()?;
+        let each = turn.seconds()? / f64::from(turn.loops);
+        turn.loops = ((bench.settings.duration / 2.0 / each) as u32).max(turn.loops);
+        Ok(turn)
+    }
+}
+
+/// One kind of work, ready to be done.
+#[derive(Debug)]
+pub(super) struct Turn {
+    work: Work,
+    cgroup: PathBuf,
+    loops: u32,
+    sources: Option<TempDir>,
+}
+
+impl Turn {
+    /// Does it once.
+    pub(super) fn seconds(&mut self) -> Result<f64> {
+        let loops = self.loops.to_string();
+        let perf = ["perf", "bench", "-f", "simple", "sched"];
+        match self.work {
+            // Pinned: or what is measured is where the scheduler puts them.
+            Work::Pipe => {
+                let command = [&["taskset", "-c", "0"], &perf[..], &["pipe", "-l", &loops]];
+                last_number(&self.run(&command.concat())?)
+            }
+            Work::Messaging => {
+                let command = [&perf[..], &["messaging", "-g", "4", "-l", &loops]];
+                last_number(&self.run(&command.concat())?)
+            }
+            Work::Compile => {
+                let start = Instant::now();
+                self.run(&["sh", "-c", "for file in *.c; do cc -O1 -c $file -o $file.o; done"])?;
+                Ok(start.elapsed().as_secs_f64())
+            }
+        }
+    }
+
+    fn run(&self, command: &[&str]) -> Result<String> {
+        let output = Command::new("sh")
+            .args(["-c", IN_CGROUP])
+            .arg(&self.cgroup)
+            .args(command)
+            .current_dir(self.sources.as_ref().map_or("/".as_ref(), TempDir::path))
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot run `sh`")?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let last = said.lines().last().unwrap_or("it does not say why");
+            bail!("{last} (on Debian: apt-get install linux-perf util-linux gcc)");
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+fn last_number(text: &str) -> Result<f64> {
+    let number = text.split_whitespace().rev().find_map(|word| word.parse::<f64>().ok());
+    let seconds = number.context("`perf bench` printed no time")?;
+    ensure!(seconds > 0.0, "`perf bench` took no time");
+    Ok(seconds)
+}
+
+/// C files that are dull but not trivial.
+fn sources() -> Result<TempDir> {
+    let directory = tempfile::tempdir()?;
+    for file in 0..30 {
+        let mut text = "#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n".to_owned();
+        for function in 0..40 {
+            // Writing to a string cannot fail.
+            let _ = writeln!(
+                text,
+                "int f{file}_{function}(int n, char *s) {{\n  int sum = {function};\n  for (int i = 0; \
+                 i < n; i++) {{\n    if (s[i] > {file}) sum += s[i] * i; else sum ^= n << (i & 7);\n  \
+                 }}\n  if (sum < 0) printf(\"%d\\n\", sum);\n  return sum + (int)strlen(s);\n}}"
+            );
+        }
+        std::fs::write(directory.path().join(format!("file{file:02}.c")), text)?;
+    }
+    Ok(directory)
+}

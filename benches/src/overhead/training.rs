@@ -1,0 +1,120 @@
+//! Real training: `benches/train.py` as a process that stays, so that nothing but training is timed.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::harness::Bench;
+use crate::simulators::cgroup::TestCgroup;
+
+/// What people use instead, by the name of its Python module.
+const TOOLS: [&str; 3] = ["codecarbon", "eco2ai", "zeus"];
+
+#[derive(Debug)]
+pub(super) struct Training {
+    child: Child,
+    orders: ChildStdin,
+    answers: BufReader<ChildStdout>,
+    /// "cpu" or "cuda".
+    device: String,
+    /// Each tool, and why it cannot be used here.
+    tools: Vec<(String, Result<(), String>)>,
+}
+
+impl Training {
+    pub(super) fn start(bench: &Bench, cgroup: &TestCgroup) -> Result<Self> {
+        bench.progress("overhead: starting to train");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("train.py");
+        let mut child = Command::new(python(bench))
+            .arg(script)
+            .arg(bench.settings.model_size.name())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("no `python3` here")?;
+        let (orders, answers) = (child.stdin.take(), child.stdout.take());
+        let stderr = child.stderr.take().context("a pipe")?;
+        // Read on to the end, or the process would wait for us to.
+        let said = std::thread::spawn(move || {
+            BufReader::new(stderr).lines().map_while(Result::ok).last().unwrap_or_default()
+        });
+        let mut training = Self {
+            child,
+            orders: orders.context("a pipe")?,
+            answers: BufReader::new(answers.context("a pipe")?),
+            device: String::new(),
+            tools: Vec::new(),
+        };
+        // It has done nothing yet; threads that it already has move with it.
+        cgroup.add(training.child.id());
+        let ready = match training.answer() {
+            Ok(ready) => ready,
+            Err(_) => {
+                training.child.wait()?;
+                let why = said.join().unwrap_or_default();
+                anyhow::bail!("{why}; benches/README.md says how to install what it needs");
+            }
+        };
+        training.device = ready.trim_start_matches("ready ").to_owned();
+        for tool in TOOLS {
+            let answer = training.order(&format!("try {tool}"))?;
+            let usable = if answer == "ok" { Ok(()) } else { Err(answer) };
+            training.tools.push((tool.to_owned(), usable));
+        }
+        Ok(training)
+    }
+
+    /// Where it computes.
+    pub(super) fn device(&self) -> &str {
+        &self.device
+    }
+
+    pub(super) fn tools(&self) -> Vec<String> {
+        let usable = self.tools.iter().filter(|(_, usable)| usable.is_ok());
+        usable.map(|(tool, _)| tool.clone()).collect()
+    }
+
+    /// The tools that cannot be used, and why.
+    pub(super) fn missing(&self) -> Vec<(String, String)> {
+        let missing = self
+            .tools
+            .iter()
+            .filter_map(|(tool, usable)| Some((tool.clone(), usable.as_ref().err()?.clone())));
+        missing.collect()
+    }
+
+    /// Trains once, under a tool or under none; its seconds.
+    pub(super) fn seconds(&mut self, tool: Option<&str>) -> Result<f64> {
+        let answer = self.order(&format!("train {}", tool.unwrap_or("nothing")))?;
+        answer.parse().with_context(|| format!("train.py: {answer}"))
+    }
+
+    fn order(&mut self, order: &str) -> Result<String> {
+        writeln!(self.orders, "{order}").context("train.py does not listen any more")?;
+        self.answer()
+    }
+
+    fn answer(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        ensure!(!line.is_empty(), "train.py ended early");
+        Ok(line.trim().to_owned())
+    }
+}
+
+impl Drop for Training {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The virtual environment that benches/README.md describes, else the system's.
+fn python(bench: &Bench) -> PathBuf {
+    let target = bench.agent.parent().and_then(Path::parent).unwrap_or(Path::new(""));
+    let ours = target.join("bench-python/bin/python");
+    if ours.exists() { ours } else { PathBuf::from("python3") }
+}

@@ -1,0 +1,73 @@
+//! A flame graph of ecoprobe under one kind of load.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::agent::{Agent, Cgroups, Driver, Energy, gpu_driver};
+use crate::harness::Bench;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Profile {
+    /// A tick a millisecond over 1,000 cgroups.
+    Ticks,
+    /// A tick a millisecond over 8 simulated GPUs.
+    Gpus,
+}
+
+/// Records the agent for a turn and draws it; the SVG's path.
+pub(crate) fn record(profile: Profile, bench: &Bench) -> Result<PathBuf> {
+    bench.probe_works().map_err(anyhow::Error::msg)?;
+    let (energy, cgroups, driver);
+    let (name, glob, mut options) = match profile {
+        Profile::Ticks => {
+            (energy, cgroups) = (Energy::find(), Cgroups::new(1_000)?);
+            ("ticks", cgroups.glob(), energy.options())
+        }
+        Profile::Gpus => {
+            let count = bench.settings.gpu_count;
+            driver = gpu_driver(bench, count, 0.0).map_err(anyhow::Error::msg)?;
+            ("gpus", "/".to_owned(), Driver::options(&driver))
+        }
+    };
+    options.push("--interval=1ms".to_owned());
+    let directory = tempfile::tempdir()?;
+    let (data, folded) = (directory.path().join("perf.data"), directory.path().join("folded"));
+    let agent = Agent::start(bench, &glob, &options)?;
+    bench.progress(format_args!("profile: recording {name}"));
+    // Frame pointers are not kept; the tables for unwinding are.
+    run(Command::new("perf")
+        .args(["record", "--quiet", "--call-graph", "dwarf,16384", "-F", "997", "-p"])
+        .args([&agent.pid().to_string(), "-o"])
+        .arg(&data)
+        .args(["--", "sleep", &bench.settings.duration.to_string()]))?;
+    agent.stop()?;
+    bench.progress(format_args!("profile: drawing {name}"));
+    let script = directory.path().join("script");
+    run(Command::new("perf").args(["script", "-i"]).arg(&data).stdout(File::create(&script)?))?;
+    draw("inferno-collapse-perf", &script, &folded)?;
+    std::fs::create_dir_all(&bench.results)?;
+    let svg = bench.results.join(format!("profile-{name}.svg"));
+    draw("inferno-flamegraph", &folded, &svg)?;
+    Ok(svg)
+}
+
+fn draw(program: &str, from: &Path, to: &Path) -> Result<()> {
+    run(Command::new(program).arg(from).stdout(File::create(to)?))
+        .context("flame graphs need `cargo install inferno` and, on Debian, linux-perf")
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .and_then(std::process::Child::wait_with_output)
+        .with_context(|| format!("cannot run `{program}`"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{program}: {}", said.trim());
+    Ok(())
+}

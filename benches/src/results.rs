@@ -1,0 +1,308 @@
+//! Results as files, and one result against another.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::environment::{Machine, State};
+use crate::harness::{Metric, Outcome, Settings};
+use crate::statistics::difference;
+
+pub(crate) const SCHEMA: &str = "ecoprobe.bench/1";
+
+/// With fewer turns on either side there is no distribution to resample.
+const FEW: usize = 4;
+
+/// A run of the suite.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Results {
+    pub schema: String,
+    /// RFC 3339.
+    pub start: String,
+    pub end: String,
+    pub machine: Machine,
+    pub state: State,
+    pub settings: Settings,
+    pub outcomes: Vec<Outcome>,
+}
+
+impl Results {
+    pub(crate) fn metrics(&self) -> impl Iterator<Item = (&Outcome, &Metric)> {
+        self.outcomes
+            .iter()
+            .flat_map(|outcome| outcome.metrics.iter().map(move |metric| (outcome, metric)))
+    }
+
+    /// Writes it where nothing is overwritten: the file is named by its time and categories.
+    pub(crate) fn save(&self, directory: &Path) -> Result<PathBuf> {
+        let categories: Vec<&str> =
+            self.outcomes.iter().map(|outcome| outcome.category.as_str()).collect();
+        let what = if categories.len() > 1 { "all" } else { categories.first().unwrap_or(&"none") };
+        let time = self.start.split('.').next().unwrap_or(&self.start).replace(':', "");
+        let path = directory.join(format!("{}-{what}.json", time.trim_end_matches('Z')));
+        let write = || {
+            fs::create_dir_all(directory)?;
+            fs::write(&path, serde_json::to_string_pretty(self)? + "\n")
+        };
+        write().with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Reads a baseline. An error says why it is none.
+    pub(crate) fn load(path: &Path) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct AnySchema {
+            schema: String,
+        }
+        let text = fs::read_to_string(path)
+            .with_context(|| format!("cannot read the baseline {}", path.display()))?;
+        let path = path.display();
+        let found: AnySchema = serde_json::from_str(&text)
+            .with_context(|| format!("{path} is no result of this suite"))?;
+        ensure!(
+            found.schema == SCHEMA,
+            "{path} has the schema {}, this suite writes {SCHEMA}: not compared",
+            found.schema
+        );
+        serde_json::from_str(&text).with_context(|| format!("{path} is no result of this suite"))
+    }
+
+    /// What github-action-benchmark calls `customSmallerIsBetter`.
+    pub(crate) fn for_github(&self) -> serde_json::Value {
+        let entries = self.metrics().map(|(outcome, metric)| {
+            let mut entry = serde_json::json!({
+                "name": format!("{}: {}", outcome.category, metric.name),
+                "unit": metric.unit,
+                "value": metric.value,
+            });
+            if let Some((low, high)) = metric.interval {
+                entry["range"] = format!("± {}", significant((high - low) / 2.0)).into();
+            }
+            if let Some(noise) = metric.noise {
+                entry["extra"] = format!("noise floor {}", significant(noise)).into();
+            }
+            entry
+        });
+        entries.collect()
+    }
+}
+
+/// One metric in two results.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Compared {
+    pub name: String,
+    pub unit: String,
+    pub before: f64,
+    pub after: f64,
+    pub verdict: Verdict,
+    /// How sure it is that the direction is the one it seems to be, 0.5 to 1; `None` for figures
+    /// that come out the same each time.
+    pub confidence: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Better,
+    Same,
+    Worse,
+}
+
+/// Every metric that both have. `Err` says why there is nothing to compare.
+pub(crate) fn compare(before: &Results, after: &Results) -> Result<Vec<Compared>, String> {
+    if before.machine != after.machine {
+        return Err(format!(
+            "the baseline is of another machine: not compared\n  there: {}\n  here:  {}",
+            describe(&before.machine),
+            describe(&after.machine)
+        ));
+    }
+    let found = |(outcome, metric): (&Outcome, &Metric)| {
+        let old = before
+            .metrics()
+            .find(|(o, m)| o.category == outcome.category && m.name == metric.name)?
+            .1;
+        (old.unit == metric.unit)
+            .then(|| compare_one(format!("{}: {}", outcome.category, metric.name), old, metric))
+    };
+    Ok(after.metrics().filter_map(found).collect())
+}
+
+/// Worse, or better, is what differs by more than the noise of either with 95 % confidence.
+fn compare_one(name: String, before: &Metric, after: &Metric) -> Compared {
+    let noise = before.noise.unwrap_or(0.0).max(after.noise.unwrap_or(0.0));
+    let (interval, confidence) = if before.samples.len().min(after.samples.len()) >= FEW {
+        let difference = difference(&before.samples, &after.samples);
+        (difference.interval, Some(difference.higher.max(1.0 - difference.higher)))
+    } else {
+        let apart = after.value - before.value;
+        ((apart, apart), None)
+    };
+    // Where nothing is random, what rounding does is no change.
+    let noise = noise.max(1e-9 * before.value.abs());
+    let verdict = match interval {
+        (low, _) if low > noise => Verdict::Worse,
+        (_, high) if high < -noise => Verdict::Better,
+        _ => Verdict::Same,
+    };
+    let unit = after.unit.clone();
+    Compared { name, unit, before: before.value, after: after.value, verdict, confidence }
+}
+
+pub(crate) fn describe(machine: &Machine) -> String {
+    let Machine { cpu, cpus, memory_gib, architecture, virtualisation } = machine;
+    format!("{cpus} × {cpu} ({architecture}), {memory_gib} GiB, virtualisation: {virtualisation}")
+}
+
+/// Three significant digits, no exponent in the range that people read.
+pub(crate) fn significant(value: f64) -> String {
+    if value == 0.0 || !value.is_finite() {
+        return value.to_string();
+    }
+    let magnitude = value.abs().log10().floor() as i32;
+    if !(-5..9).contains(&magnitude) {
+        return format!("{value:.2e}");
+    }
+    let digits = usize::try_from(2 - magnitude).unwrap_or(0);
+    format!("{value:.digits$}")
+}
+
+/// A table of columns; all but the first `left` are aligned right.
+pub(crate) fn table(rows: &[Vec<String>], left: usize) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let wide = |text: &String| text.chars().count();
+    let width = |column| rows.iter().filter_map(|row| row.get(column)).map(wide).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            let gap = if column == 0 { "" } else { "  " };
+            // Writing to a string cannot fail.
+            let _ = if column < left || column + 1 == columns {
+                write!(line, "{gap}{cell:<width$}")
+            } else {
+                write!(line, "{gap}{cell:>width$}")
+            };
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::ModelSize;
+
+    fn results(metrics: Vec<Metric>) -> Results {
+        let machine = Machine {
+            cpu: "a CPU".into(),
+            cpus: 2,
+            memory_gib: 4,
+            architecture: "x86_64".into(),
+            virtualisation: "none".into(),
+        };
+        let state = State {
+            kernel: "6.1".into(),
+            governor: None,
+            load: Some(0.1),
+            git_revision: None,
+            git_modified: false,
+            version: "0".into(),
+        };
+        let settings = Settings {
+            gpu_count: 8,
+            model_size: ModelSize::Tiny,
+            duration: 1.0,
+            turns: 5,
+            seed: 1,
+        };
+        let outcome = Outcome { category: "latency".into(), metrics, ..Outcome::default() };
+        Results {
+            schema: SCHEMA.into(),
+            start: "2026-01-02T03:04:05.678Z".into(),
+            end: "2026-01-02T03:05:05Z".into(),
+            machine,
+            state,
+            settings,
+            outcomes: vec![outcome],
+        }
+    }
+
+    fn turns(around: f64) -> Metric {
+        let samples = (0..11).map(|i| around + f64::from(i * 7 % 11) * 0.1).collect();
+        Metric::of_turns("tick", "µs", samples)
+    }
+
+    fn verdict(before: Metric, after: Metric) -> Verdict {
+        compare(&results(vec![before]), &results(vec![after])).unwrap()[0].verdict
+    }
+
+    #[test]
+    fn a_change_beyond_the_noise_is_told() {
+        assert_eq!(verdict(turns(10.0), turns(10.1)), Verdict::Same);
+        assert_eq!(verdict(turns(10.0), turns(13.0)), Verdict::Worse);
+        assert_eq!(verdict(turns(13.0), turns(10.0)), Verdict::Better);
+        let exact = |value| Metric::exact("error", "%", value);
+        assert_eq!(verdict(exact(1.0), exact(1.0)), Verdict::Same);
+        assert_eq!(verdict(exact(1.0), exact(1.1)), Verdict::Worse);
+        assert_eq!(verdict(exact(1.0).with_noise(0.2), exact(1.1)), Verdict::Same);
+    }
+
+    #[test]
+    fn another_machine_or_schema_is_not_compared() {
+        let here = results(vec![turns(1.0)]);
+        let mut there = here.clone();
+        there.machine.cpus = 64;
+        assert!(compare(&there, &here).unwrap_err().contains("another machine"));
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("baseline.json");
+        let load = |text: &str| {
+            fs::write(&path, text).unwrap();
+            format!("{:#}", Results::load(&path).unwrap_err())
+        };
+        assert!(load(r#"{"schema": "ecoprobe.bench/2"}"#).contains("not compared"));
+        assert!(load("{}").contains("no result of this suite"));
+        assert!(load("").contains("no result of this suite"));
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let directory = tempfile::tempdir().unwrap();
+        let results = results(vec![turns(1.0)]);
+        let path = results.save(directory.path()).unwrap();
+        assert!(path.ends_with("2026-01-02T030405-latency.json"), "{}", path.display());
+        assert_eq!(Results::load(&path).unwrap(), results);
+    }
+
+    #[test]
+    fn github_gets_its_list() {
+        let list = results(vec![turns(1.0)]).for_github();
+        assert_eq!(list[0]["name"], "latency: tick");
+        assert_eq!(list[0]["value"], 1.5);
+        assert!(list[0]["range"].as_str().unwrap().starts_with("± 0."));
+    }
+
+    #[test]
+    fn three_digits() {
+        let cases = [(0.0, "0"), (0.01234, "0.0123"), (-5.678, "-5.68"), (123.4, "123")];
+        for (value, text) in cases {
+            assert_eq!(significant(value), text);
+        }
+        assert_eq!(significant(12_345_678.0), "12345678");
+        assert_eq!(significant(1e-12), "1.00e-12");
+        assert_eq!(significant(f64::NAN), "NaN");
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let row = |cells: [&str; 3]| cells.map(str::to_owned).to_vec();
+        let text = table(&[row(["a", "1 µs", "x"]), row(["bcd", "10 µs", "y"])], 1);
+        assert_eq!(text, "a     1 µs  x\nbcd  10 µs  y\n");
+    }
+}
