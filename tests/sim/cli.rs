@@ -17,8 +17,11 @@ use tempfile::TempDir;
 /// Nothing in these tests takes longer: what does not end by then has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+#[allow(
+    clippy::option_env_unwrap,
+    reason = "these simulators are compiled into the benchmarks too"
+)]
 pub fn ecoprobe<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
-    // Known to the tests of ecoprobe; the benchmarks, which share these simulators, start their own.
     let program = option_env!("CARGO_BIN_EXE_ecoprobe").expect("not a test of ecoprobe");
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null());
