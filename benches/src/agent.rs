@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::harness::Bench;
+use crate::interrupt::stop_if_interrupted;
 use crate::simulators::cgroup::TestCgroup;
 use crate::simulators::load::{Load, Shape};
 use crate::simulators::{Feed, Feeder, Machine, Power, Sysfs};
@@ -70,6 +71,7 @@ impl Cgroups {
         let parent = TestCgroup::v2("bench");
         let mut loads = Vec::new();
         for number in 0..count {
+            stop_if_interrupted();
             let path = parent.path().join(format!("job-{number:05}"));
             fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
             if number < (count / 10).clamp(1, 100) {

@@ -198,6 +198,7 @@ impl Bench {
 
     /// Says what is going on: in place on a terminal, else a line each.
     pub(crate) fn progress(&self, what: impl std::fmt::Display) {
+        crate::interrupt::stop_if_interrupted();
         let mut screen = std::io::stderr().lock();
         // Nobody misses a progress line that could not be written.
         if screen.is_terminal() {

@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::os::fd::IntoRawFd as _;
 use std::process::exit;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use anyhow::{Context as _, Result};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -14,6 +14,17 @@ const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
 /// Where the handler writes which signal came.
 static PIPE: AtomicI32 = AtomicI32::new(-1);
+
+/// Set before anything is cleaned up.
+static CAME: AtomicBool = AtomicBool::new(false);
+
+/// Once a signal has come, nobody but its thread goes on: or what that removes would be made again, or
+/// the program would end before all is removed.
+pub(crate) fn stop_if_interrupted() {
+    while CAME.load(Ordering::Acquire) {
+        std::thread::park();
+    }
+}
 
 /// A thread waits for signals, removes our cgroups with whoever is inside, and exits. Signals are
 /// handled and not blocked: a blocked signal would stay blocked in every command that we start.
@@ -31,6 +42,7 @@ pub(crate) fn clean_up_on_signals() -> Result<()> {
         if reader.read_exact(&mut signal).is_err() {
             return;
         }
+        CAME.store(true, Ordering::Release);
         eprintln!("\ninterrupted: cleaning up");
         if let Ok(before) = statistics {
             let _ = std::fs::write(STATISTICS, before.trim());

@@ -147,7 +147,9 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
+    let done = run(&Cli::parse());
+    interrupt::stop_if_interrupted();
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -224,6 +226,7 @@ fn measure(name: &str, cli: &Cli, bench: &Bench) -> Outcome {
         "accuracy" => accuracy::bench(bench, &mut outcome),
         _ => probe(cli, bench, &mut outcome),
     };
+    interrupt::stop_if_interrupted();
     bench.quiet();
     if let Err(error) = done {
         eprintln!("{name} failed: {error:#}");

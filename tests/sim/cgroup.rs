@@ -137,7 +137,7 @@ impl Drop for TestCgroup {
 pub(crate) fn remove_all_of_this_process() {
     let mount = v2_mount();
     let prefix = format!("test-{}-", std::process::id());
-    for _ in 0..100 {
+    for _ in 0..1000 {
         let mut left = false;
         for entry in fs::read_dir(&mount).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with(&prefix) {

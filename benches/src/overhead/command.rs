@@ -31,7 +31,7 @@ impl Work {
         match self {
             Self::Pipe => "perf bench sched pipe",
             Self::Messaging => "perf bench sched messaging",
-            Self::Compile => "cc on 30 files",
+            Self::Compile => "cc on 10 files",
         }
     }
 
@@ -119,9 +119,9 @@ fn last_number(text: &str) -> Result<f64> {
 /// C files that are dull but not trivial.
 fn sources() -> Result<TempDir> {
     let directory = tempfile::tempdir()?;
-    for file in 0..30 {
+    for file in 0..10 {
         let mut text = "#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n".to_owned();
-        for function in 0..40 {
+        for function in 0..20 {
             // Writing to a string cannot fail.
             let _ = writeln!(
                 text,
