@@ -227,3 +227,49 @@ fn a_link_to_standard_output_is_written_to_and_not_replaced() {
         assert!(fs::read_link(&link).is_ok(), "{format}");
     }
 }
+
+#[test]
+fn every_recording_that_is_kept_replays_with_closed_books() {
+    let directory = fixture().parent().unwrap().to_owned();
+    let mut count = 0;
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "jsonl") {
+            continue;
+        }
+        count += 1;
+        let path = path.to_str().unwrap();
+        // The warnings of the recording are on standard error, as they were when it was made.
+        let output = ecoprobe(&["replay", path, "--format", "json"]).output().unwrap();
+        assert!(output.status.success(), "{path}");
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let books = |figure: &str| report["node"]["cpu"][figure].as_f64().unwrap();
+        let parts = ["idle_j", "workloads_j", "other_j", "unattributed_j"].map(books);
+        let measured = books("measured_j");
+        assert!(measured > 1.0, "{path}");
+        assert!((parts.iter().sum::<f64>() - measured).abs() < 1e-9 * measured, "{path}");
+        assert!(parts.iter().all(|joules| *joules >= 0.0), "{path}");
+    }
+    assert!(count >= 3);
+}
+
+#[test]
+fn a_recording_is_not_written_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let copy = directory.path().join("copy.jsonl");
+    std::fs::copy(fixture(), &copy).unwrap();
+    let link = directory.path().join("link");
+    std::os::unix::fs::symlink(&copy, &link).unwrap();
+    for output in [&copy, &link] {
+        for format in ["table", "json", "jsonl", "csv"] {
+            let (file, output) = (copy.to_str().unwrap(), output.to_str().unwrap());
+            let arguments = ["replay", file, "--format", format, "--output", output];
+            let message = fail(&mut ecoprobe(&arguments), 2);
+            assert!(message.contains("cannot be the recording and the --output"), "{message}");
+        }
+    }
+    assert_eq!(std::fs::read(&copy).unwrap(), std::fs::read(fixture()).unwrap());
+    let both = directory.path().join("both");
+    let both = both.to_str().unwrap();
+    fail(&mut ecoprobe(&["run", "--record", both, "--output", both, "--", "true"]), 2);
+}

@@ -118,7 +118,7 @@ impl Collector {
         let header = Header {
             schema: RECORDING_SCHEMA.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            start: jiff::Timestamp::now().to_string(),
+            start: now_to_the_millisecond(),
             host: host(roots, &topology),
             sources: Sources {
                 cpu_time: CpuTimeSource {
@@ -417,6 +417,12 @@ fn open_gpu(
     let (meter, source, warnings) = GpuMeter::start(options, owner)?;
     let meter = (source.kind != GpuEnergyKind::None).then_some(meter);
     Ok(OpenedGpu { meter, source, warnings })
+}
+
+/// Wall-clock time, RFC 3339.
+fn now_to_the_millisecond() -> String {
+    let now = jiff::Timestamp::now();
+    now.round(jiff::Unit::Millisecond).unwrap_or(now).to_string()
 }
 
 /// Whether a tick is the last one of a run.

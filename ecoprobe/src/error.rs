@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-/// The documented exit codes (CONTRACT: "Exit codes"). `run` adds the command's own.
+/// The documented exit codes (README, "What the output means"). `run` adds the command's own.
 pub const EXIT_FAILED: u8 = 1;
 pub const EXIT_USAGE: u8 = 2;
 pub const EXIT_NO_WORKLOAD: u8 = 3;

@@ -1,4 +1,4 @@
-//! The report: what the outside sees. Field names and their meaning are CONTRACT; `null` means "could
+//! The report: what the outside sees. Field names and their meaning are promises that programs rely on; `null` means "could
 //! not be had" and is never written as 0.
 
 use std::collections::BTreeMap;
@@ -163,10 +163,13 @@ pub struct WorkloadReport {
     pub kind: WorkloadKind,
     pub labels: BTreeMap<String, String>,
     pub cpu_seconds: f64,
+    /// Seconds that it kept a GPU busy, all devices together.
     pub gpu_seconds: Option<f64>,
     pub energy_j: WorkloadEnergy,
+    /// `energy_j.total` over the report's window.
     pub mean_power_w: Option<f64>,
     pub emissions_g: Option<f64>,
+    /// In the currency of `--price`.
     pub cost: Option<f64>,
     pub gpus: Vec<WorkloadGpu>,
 }
@@ -184,6 +187,7 @@ pub struct WorkloadEnergy {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct WorkloadGpu {
     pub uuid: String,
+    /// Dynamic energy, joules.
     pub energy_j: f64,
     pub method: GpuMethod,
 }
@@ -210,7 +214,7 @@ pub struct Quantiles {
 pub struct ProbeStats {
     /// Context switches seen.
     pub events: Option<u64>,
-    /// Slices whose owner was lost; their time went to `other`.
+    /// Switches that must have happened and were hidden from tracers.
     pub dropped: Option<u64>,
     /// Only while `kernel.bpf_stats_enabled` is 1.
     pub ns_per_event: Option<f64>,

@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::child::Signals;
-use crate::cli::{Format, MeasureArgs};
+use crate::cli::MeasureArgs;
 use crate::collector::{CgroupChanges, Collector, Last};
 use crate::output::{self, Output};
 use crate::sample::Workload;
@@ -56,7 +56,7 @@ impl Measurement {
         let mut ticker = interval_at(now + args.interval, args.interval);
         // After a pause the windows go on where they would have been; the late one is longer.
         ticker.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let notes_in_report = args.output.format == Format::Table;
+        let notes_in_report = output::shows_notes(&args.output);
         let events = collector.cgroup_events_fd()?;
         // SAFETY: an `OwnedFd` stays open, and the same, until it is dropped.
         let cgroup_events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) }

@@ -2,13 +2,14 @@
 
 use std::process::ExitCode;
 
-use crate::cli::{Format, ReplayArgs};
+use crate::cli::ReplayArgs;
 use crate::command::settings::settings;
 use crate::sample::Event;
 use crate::session::Session;
 use crate::{host, output, recording};
 
 pub fn replay(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
+    output::distinct(Some(&args.file), &args.output)?;
     let (mut header, events) = recording::read(&args.file)?;
     let gpus = &header.sources.gpu_energy;
     header.settings = settings(&args.settings, header.settings, &header.domains, gpus)?;
@@ -25,8 +26,7 @@ pub fn replay(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
                     output.window(&window)?;
                 }
             }
-            // The table lists them itself.
-            Event::Warning { message } if args.output.format != Format::Table => {
+            Event::Warning { message } if !output::shows_notes(&args.output) => {
                 output.note(message)?;
             }
             _ => {}

@@ -20,6 +20,7 @@ use crate::workload::scope::{Scope, clean_up_stale};
 const GRACE: Duration = Duration::from_secs(10);
 
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    output::distinct(args.measure.record.as_deref(), &args.measure.output)?;
     let roots = Roots::from(&args.measure.roots);
     clean_up_stale(&Hierarchies::find(&roots)?);
     let output = output::open_quiet(&args.measure.output)?;

@@ -15,6 +15,7 @@ use crate::workload::names::{Selection, resolve};
 use crate::workload::{Roots, scope};
 
 pub fn watch(args: &WatchArgs) -> anyhow::Result<ExitCode> {
+    output::distinct(args.measure.record.as_deref(), &args.measure.output)?;
     let roots = Roots::from(&args.measure.roots);
     let selection = resolve(&args.cgroups, &roots)?;
     scope::clean_up_stale(&Hierarchies::find(&roots)?);

@@ -197,6 +197,12 @@ impl Account {
         self.time.get() == 0.0 && self.measured.get() == 0.0
     }
 
+    /// A second or more was measured and not one count came: that is no machine that draws nothing,
+    /// but a counter that is not connected to anything.
+    pub fn is_dead(&self) -> bool {
+        self.measured.get() == 0.0 && self.time.get() >= 1.0
+    }
+
     /// Part of the measured time in which less was drawn than the static power known beforehand.
     pub fn overdrawn(&self) -> f64 {
         let time = self.time.get();
@@ -254,6 +260,17 @@ mod tests {
 
     fn shares(weights: &[f64]) -> Vec<Share> {
         weights.iter().enumerate().map(|(slot, &weight)| Share { slot, weight }).collect()
+    }
+
+    #[test]
+    fn a_counter_that_never_moves_is_dead() {
+        let mut account = Account::new(None);
+        account.add(window(0.0, 0.9), &[]);
+        assert!(!account.is_dead());
+        account.add(window(0.0, 0.2), &[]);
+        assert!(account.is_dead());
+        account.add(window(1e-6, 0.2), &[]);
+        assert!(!account.is_dead());
     }
 
     #[test]

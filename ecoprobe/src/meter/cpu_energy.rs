@@ -90,8 +90,13 @@ fn automatic(facts: &Facts) -> Decision {
                 (Unavailable::Absent, Unavailable::Absent) => format!(
                     "CPU energy is an estimate, not a measurement: this machine shows no RAPL \
                      counter{}",
-                    mend(CpuEnergyKind::Powercap, powercap, facts.virtual_machine)
-                        .map_or(String::new(), |mend| format!(" ({mend})"))
+                    mend(CpuEnergyKind::Powercap, powercap, facts.virtual_machine).map_or(
+                        String::new(),
+                        |mend| {
+                            // The other half of the advice is taken already.
+                            format!(" ({})", mend.split(", or use").next().unwrap_or(mend))
+                        }
+                    )
                 ),
                 _ => format!(
                     "CPU energy is an estimate, not a measurement: perf: {}; powercap: {}",

@@ -13,9 +13,13 @@ mod target;
 pub mod units;
 
 use std::borrow::Cow;
+use std::fs;
 use std::io::{self, IsTerminal, Write as _};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use crate::cli::{Format, OutputArgs};
+use crate::error::Error;
 use crate::report::{Report, WindowReport};
 use crate::sample::Header;
 
@@ -41,6 +45,30 @@ pub trait Output: std::fmt::Debug {
     fn note(&mut self, message: &str) -> io::Result<()>;
 
     fn finish(&mut self, report: &Report) -> io::Result<()>;
+}
+
+/// Refuses to write the result over a recording.
+///
+/// # Errors
+///
+/// Both are the same file, by path or by link.
+pub fn distinct(recording: Option<&Path>, args: &OutputArgs) -> Result<(), Error> {
+    let (Some(recording), Some(output)) = (recording, args.output.as_deref()) else {
+        return Ok(());
+    };
+    let same_file = || {
+        let (one, other) = (fs::metadata(recording).ok()?, fs::metadata(output).ok()?);
+        Some(one.is_file() && (one.dev(), one.ino()) == (other.dev(), other.ino()))
+    };
+    if std::path::absolute(recording).ok() != std::path::absolute(output).ok()
+        && !same_file().unwrap_or(false)
+    {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "{} cannot be the recording and the --output at once; name another file",
+        output.display()
+    )))
 }
 
 /// Opens the output for a run that somebody may be watching: the table redraws in place on a
@@ -80,6 +108,11 @@ fn build(args: &OutputArgs, watched: bool) -> anyhow::Result<Box<dyn Output>> {
             Box::new(csv::Csv::new(stream, Progress::start(watched && !stdout_is_screen(args))))
         }
     })
+}
+
+/// Whether notes stand in what is shown anyway: the table on a screen ends with them.
+pub(crate) fn shows_notes(args: &OutputArgs) -> bool {
+    args.format == Format::Table && stdout_is_screen(args)
 }
 
 /// Lines that scroll by on the screen are progress enough.

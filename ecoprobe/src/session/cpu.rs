@@ -164,7 +164,7 @@ impl Meter {
             let plural = if *windows == 1 { "" } else { "s" };
             format!(
                 "{}: {windows} window{plural}, {seconds:.3} s in all, left out of every energy \
-                 figure: {why}",
+                 figure (mean power, which is over the whole run, is too low for it): {why}",
                 domain.name
             )
         })

@@ -197,7 +197,7 @@ impl Session {
         for (meter, domain) in self.meters.iter().zip(&self.header.domains) {
             let power = meter.model.static_power().watts();
             let account = self.meter_account(meter, domain.package, view, power);
-            if !account.is_empty() {
+            if !account.is_empty() && !meter.account.is_dead() {
                 tally.component(domain.component).add(&account.settle(power, by_policy));
             }
         }
@@ -333,6 +333,13 @@ impl Session {
         }
         for (meter, domain) in self.meters.iter().zip(&self.header.domains) {
             warnings.extend(meter.warnings(domain));
+            if meter.account.is_dead() {
+                warnings.push(format!(
+                    "{}: the energy counter never moved, so it measures nothing and its figures are \
+                     left out; `ecoprobe doctor` says what else there is",
+                    domain.name
+                ));
+            }
         }
         warnings.extend(self.gpus.iter().filter_map(Gpu::warning));
         self.warn_of_static_power(&mut warnings);
