@@ -27,6 +27,9 @@ pub(super) struct Gpu {
     /// Pieces settled since the newest sample, and those between it and the one before.
     arriving: Vec<Piece>,
     pub(super) latest: Vec<Piece>,
+    /// What the account owed before each of them.
+    arriving_owed: Seconds,
+    pub(super) latest_owed: Seconds,
     users: BTreeMap<usize, User>,
     users_known: bool,
 }
@@ -89,6 +92,8 @@ impl Gpu {
             refused: 0,
             arriving: Vec::new(),
             latest: Vec::new(),
+            arriving_owed: Seconds(0.0),
+            latest_owed: Seconds(0.0),
             users: BTreeMap::new(),
             users_known: false,
         }
@@ -150,7 +155,9 @@ impl Gpu {
     pub(super) fn sample(&mut self, first_ns: u64, newest_ns: u64) {
         self.settle(first_ns, newest_ns);
         std::mem::swap(&mut self.latest, &mut self.arriving);
+        self.latest_owed = self.arriving_owed;
         self.arriving.clear();
+        self.arriving_owed = self.account.owed();
     }
 
     /// Enters what lies between the first and the newest sample. Power is taken as constant within a

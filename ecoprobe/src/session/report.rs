@@ -389,7 +389,7 @@ fn gpu_account(device: &Gpu, view: View, power: Option<Watts>) -> Cow<'_, Accoun
     match view {
         View::Run => Cow::Borrowed(&device.account),
         View::Window => {
-            let mut account = Account::new(power);
+            let mut account = Account::owing(power, device.latest_owed);
             device.latest.iter().for_each(|piece| piece.enter(&mut account));
             Cow::Owned(account)
         }

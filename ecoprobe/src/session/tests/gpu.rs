@@ -292,3 +292,19 @@ fn users_that_were_lost_are_billed_to_nobody() {
     close(node.idle_j, 10.0);
     assert_eq!(session.window().unwrap().resolution_ms, Some(1000.0));
 }
+
+#[test]
+fn windows_add_up_to_the_report_where_a_counter_is_late() {
+    let mut session = with_device(static_watts(50.0));
+    session.sample(&sample(0));
+    let mut sum = 0.0;
+    // Every other reading comes a little before the counter has moved.
+    for (index, joules) in [49.0, 81.0, 48.5, 80.0, 90.0].into_iter().enumerate() {
+        let from = index as u64 * 1000;
+        session.gpu(&window(from, from + 1000, joules, &[user(2, 1.0, 0.5)]));
+        session.sample(&sample(from + 1000));
+        let window = session.window().unwrap();
+        sum += window.workloads[0].energy_j.gpu.unwrap();
+    }
+    close(report(&session).workloads[0].energy_j.gpu, sum);
+}
