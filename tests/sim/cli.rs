@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ecoprobe::meter::monotonic_ns;
 use ecoprobe::sample::{Event, Sample};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -25,6 +26,13 @@ pub fn ecoprobe<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Comm
     let program = option_env!("CARGO_BIN_EXE_ecoprobe").expect("not a test of ecoprobe");
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null());
+    // Under nohup the tests would inherit an ignored hangup, which ecoprobe respects.
+    let hangup = || {
+        // SAFETY: restores a default disposition; no handler of ours is involved.
+        unsafe { signal(Signal::SIGHUP, SigHandler::SigDfl) }.map(drop).map_err(Into::into)
+    };
+    // SAFETY: signal(2) is all that runs between fork and exec, and it is async-signal-safe.
+    unsafe { command.pre_exec(hangup) };
     command
 }
 
