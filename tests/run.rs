@@ -138,6 +138,30 @@ fn signals_are_the_commands_to_handle() {
     }
 }
 
+/// Field 41 of a process's `stat`: how it is scheduled.
+fn policy(pid: &str) -> i32 {
+    let stat = fs::read_to_string(Path::new("/proc").join(pid).join("stat")).unwrap();
+    let (_, after_name) = stat.rsplit_once(')').unwrap();
+    after_name.split_whitespace().nth(38).unwrap().parse().unwrap()
+}
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn ecoprobe_is_woken_first_and_the_command_runs_as_it_would() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut running = start(file.path(), &shell("echo $$; (sleep 60; :)"));
+    running.wait_for_lines(1);
+    let agent = running.pid().to_string();
+    until("a wait for a tick", || policy(&agent) == libc::SCHED_FIFO);
+    let cgroup = cgroup_of(running.pid());
+    until("the shell's child and its own", || processes_in(&cgroup).len() == 3);
+    for pid in processes_in(&cgroup) {
+        assert_eq!(policy(&pid.to_string()), policy("self"));
+    }
+    running.signal(Signal::SIGTERM);
+    running.wait().exited(128 + 15);
+}
+
 #[test]
 #[ignore = "needs root: it makes cgroups and loads the probe"]
 fn a_duration_ends_the_command_too() {

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Parser as _;
 use ecoprobe::cli::Cli;
 use ecoprobe::collector::{Collector, Last};
+use ecoprobe::host::priority::Undisturbed;
 use ecoprobe::workload::Roots;
 use ecoprobe::workload::names::resolve;
 
@@ -116,6 +117,8 @@ fn from_outside(bench: &Bench, cgroups: &Cgroups, energy: &Energy) -> Result<(f6
     let mut us = Vec::new();
     let start = Instant::now();
     while start.elapsed() < bench.duration() {
+        // As `ecoprobe` itself waits for its ticks.
+        let _undisturbed = Undisturbed::begin();
         std::thread::sleep(INTERVAL);
         let before = Instant::now();
         collector.tick(Last::No);

@@ -16,6 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use super::child::Signals;
 use crate::cli::MeasureArgs;
 use crate::collector::{CgroupChanges, Collector, Last};
+use crate::host::priority::Undisturbed;
 use crate::output::{self, Output};
 use crate::sample::Workload;
 use crate::workload::hierarchy::Hierarchy;
@@ -32,6 +33,8 @@ pub(super) struct Measurement {
     deadline: Option<Instant>,
     signals: Signals,
     cgroup_events: AsyncFd<OwnedFd>,
+    /// Until the tick that was waited for is over.
+    undisturbed: Option<Undisturbed>,
 }
 
 /// Why the loop woke up.
@@ -70,6 +73,7 @@ impl Measurement {
             deadline: args.duration.map(|duration| now + duration),
             signals,
             cgroup_events,
+            undisturbed: None,
         };
         run.show_notes();
         Ok(run)
@@ -84,16 +88,22 @@ impl Measurement {
         let deadline =
             self.deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(86_400));
         let has_deadline = self.deadline.is_some();
-        tokio::select! {
+        // Begun here, where time does not matter: the tick is on time, and done in one go.
+        let undisturbed = Undisturbed::begin();
+        let wake = tokio::select! {
             biased;
-            signal = self.signals.next() => Ok(Wake::Signal(signal)),
-            () = tokio::time::sleep_until(deadline), if has_deadline => Ok(Wake::Deadline),
-            _ = self.ticker.tick() => Ok(Wake::Tick),
+            signal = self.signals.next() => Wake::Signal(signal),
+            () = tokio::time::sleep_until(deadline), if has_deadline => Wake::Deadline,
+            _ = self.ticker.tick() => Wake::Tick,
             ready = self.cgroup_events.readable() => {
                 ready.context("cannot wait for the probe's events")?.clear_ready();
-                Ok(Wake::Cgroups(self.collector.cgroup_events()))
+                Wake::Cgroups(self.collector.cgroup_events())
             }
+        };
+        if matches!(wake, Wake::Tick | Wake::Deadline) {
+            self.undisturbed = Some(undisturbed);
         }
+        Ok(wake)
     }
 
     /// A sample, and its window on the output.
@@ -108,6 +118,7 @@ impl Measurement {
 
     fn tick_and_show(&mut self, last: Last) {
         let committed = self.collector.tick(last);
+        self.undisturbed = None;
         self.show_notes();
         if committed
             && self.output.shows_windows()

@@ -7,6 +7,7 @@ pub mod kernel;
 pub mod own;
 pub mod power_pmu;
 pub mod powercap;
+pub mod priority;
 pub mod topology;
 
 use std::fs::File;

@@ -18,6 +18,7 @@ use nix::unistd::Pid;
 use super::read::Counters;
 use crate::error::Error;
 use crate::host::btf::{BtfError, KernelLayout};
+use crate::host::priority::Undisturbed;
 use crate::report::ProbeStats;
 use crate::sample::SLOT_FIRST;
 
@@ -387,12 +388,10 @@ fn loader_without_kernel_btf<'a>() -> EbpfLoader<'a> {
 /// Makes every CPU switch tasks once. A task that computes without pause would else stay unseen until
 /// it pauses, which can take hours.
 fn switch_every_cpu(nr_cpus: usize) {
-    // On a thread of its own, whose affinity and priority end with it.
+    // On a thread of its own, whose affinity ends with it.
     let visit = move || {
-        let first = libc::sched_param { sched_priority: 1 };
-        // SAFETY: a plain system call on the calling thread. It fails without CAP_SYS_NICE; then a
-        // busy CPU is visited a few milliseconds later.
-        unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const first) };
+        // Without the permission, a busy CPU is visited a few milliseconds later.
+        let _undisturbed = Undisturbed::begin();
         for cpu in 0..nr_cpus {
             let mut only = CpuSet::new();
             if only.set(cpu).is_ok() {
