@@ -200,6 +200,9 @@ fn no_match_names_the_closest_and_several_are_listed() {
     // A path does not climb out of the mount.
     host.refused(&["../pods"]);
     host.refused(&["/job123/.."]);
+    // Where the shell is says nothing about cgroups.
+    host.refused(&["."]);
+    host.refused(&["./job123"]);
     // A file is not a cgroup.
     host.refused(&["job123/cgroup.procs"]);
 

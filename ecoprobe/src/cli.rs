@@ -240,12 +240,16 @@ fn parse_static_power(text: &str) -> Result<StaticPower, String> {
     if !text.contains('=') {
         return parse_not_negative(text).map(StaticPower::Total);
     }
-    let pairs = text.split(',').map(|pair| {
+    let mut by_domain = std::collections::BTreeMap::new();
+    for pair in text.split(',') {
         let (domain, watts) =
             pair.split_once('=').ok_or_else(|| format!("`{pair}` is not DOMAIN=WATTS"))?;
-        Ok((domain.trim().to_owned(), parse_not_negative(watts.trim())?))
-    });
-    pairs.collect::<Result<_, String>>().map(StaticPower::ByDomain)
+        let (domain, watts) = (domain.trim(), parse_not_negative(watts.trim())?);
+        if by_domain.insert(domain.to_owned(), watts).is_some() {
+            return Err(format!("`{domain}` is named twice"));
+        }
+    }
+    Ok(StaticPower::ByDomain(by_domain))
 }
 
 #[cfg(test)]
@@ -269,6 +273,7 @@ mod tests {
             &["ecoprobe", "--cgroup", "a", "--price", "-1"],
             &["ecoprobe", "--cgroup", "a", "--static-power", "nan"],
             &["ecoprobe", "--cgroup", "a", "--static-power", "package-0"],
+            &["ecoprobe", "--cgroup", "a", "--static-power", "package-0=1,package-0=2"],
             &["ecoprobe", "--interval", "1s"],
             &["ecoprobe", "run"],
         ] {

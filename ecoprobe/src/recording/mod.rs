@@ -424,9 +424,17 @@ mod tests {
             assert!(message.contains(&format!("line {number} makes no sense: ")), "{message}");
             assert!(message.contains(reason), "{message}");
         }
-        let mut bad = header_of(1, 500.0);
-        bad.domains[0].package = 1;
-        assert!(refused(line(&Event::Header(Box::new(bad))).as_bytes()).contains("line 1"));
+        for (mangle, reason) in [
+            ((|header| header.domains[0].package = 1) as fn(&mut Header), "line 1"),
+            (|header| header.domains.push(header.domains[0].clone()), "there twice"),
+            (|header| header.settings.pue = Some(0.9), "a PUE below 1"),
+            (|header| header.settings.price = Some(-1.0), "no amount"),
+        ] {
+            let mut bad = header_of(1, 500.0);
+            mangle(&mut bad);
+            let message = refused(line(&Event::Header(Box::new(bad))).as_bytes());
+            assert!(message.contains(reason), "{message}");
+        }
     }
 
     #[test]

@@ -78,8 +78,11 @@ impl Shape {
 }
 
 fn check_header(header: &Header) -> Result<(), String> {
-    for domain in &header.domains {
+    for (index, domain) in header.domains.iter().enumerate() {
         let name = &domain.name;
+        if header.domains[..index].iter().any(|other| other.name == *name) {
+            return Err(format!("{name} is there twice"));
+        }
         if domain.package >= header.packages.len() {
             return Err(format!("{name} belongs to a package that the header does not have"));
         }
@@ -94,9 +97,12 @@ fn check_header(header: &Header) -> Result<(), String> {
     let settings = &header.settings;
     let optional = [settings.carbon_intensity, settings.pue, settings.price];
     let amounts = settings.static_watts.values().copied().chain(optional.into_iter().flatten());
-    match amounts.into_iter().all(is_amount) {
-        true => Ok(()),
-        false => Err("a setting that is no amount".into()),
+    if !amounts.into_iter().all(is_amount) {
+        return Err("a setting that is no amount".into());
+    }
+    match settings.pue {
+        Some(pue) if pue < 1.0 => Err("a PUE below 1".into()),
+        _ => Ok(()),
     }
 }
 

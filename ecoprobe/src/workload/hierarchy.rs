@@ -264,14 +264,15 @@ impl Hierarchies {
     }
 }
 
-/// The path without slashes at its ends, empty components and dots; `None` if it climbs.
+/// The path without slashes at its ends and empty components; `None` if it begins where a shell is
+/// (`.`), or climbs.
 pub(super) fn clean(path: &Path) -> Option<PathBuf> {
     let mut clean = PathBuf::new();
     for component in path.components() {
         match component {
             Component::Normal(name) => clean.push(name),
-            Component::RootDir | Component::CurDir => {}
-            Component::ParentDir | Component::Prefix(_) => return None,
+            Component::RootDir => {}
+            Component::CurDir | Component::ParentDir | Component::Prefix(_) => return None,
         }
     }
     Some(clean)
