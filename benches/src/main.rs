@@ -14,21 +14,21 @@ mod plot;
 mod probe;
 mod profile;
 mod results;
+mod ring;
 mod scalability;
 mod simulators;
 mod statistics;
 mod summary;
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::environment::{Machine, State};
-use crate::harness::{Bench, Metric, ModelSize, Outcome, Settings, Target};
+use crate::harness::{Bench, ModelSize, Outcome, Settings};
 use crate::results::{Results, SCHEMA};
 
 /// What ecoprobe costs, and how wrong it can be.
@@ -216,6 +216,10 @@ fn bench(options: &Options) -> Result<Bench> {
 
 /// One category. What fails is said, and the others go on.
 fn measure(name: &str, cli: &Cli, bench: &Bench) -> Outcome {
+    let probe_args = match &cli.category {
+        Some(Category::Probe(given)) => *given,
+        _ => probe::Args::default(),
+    };
     let start = Instant::now();
     let mut outcome = Outcome { category: name.to_owned(), ..Outcome::default() };
     let done = match name {
@@ -224,7 +228,7 @@ fn measure(name: &str, cli: &Cli, bench: &Bench) -> Outcome {
         "scalability" => scalability::bench(bench, &mut outcome),
         "memory" => memory::bench(bench, &mut outcome),
         "accuracy" => accuracy::bench(bench, &mut outcome),
-        _ => probe(cli, bench, &mut outcome),
+        _ => probe::bench(bench, probe_args, &mut outcome),
     };
     interrupt::stop_if_interrupted();
     bench.quiet();
@@ -234,67 +238,4 @@ fn measure(name: &str, cli: &Cli, bench: &Bench) -> Outcome {
     }
     outcome.seconds = start.elapsed().as_secs_f64();
     outcome
-}
-
-/// The probe's table has a program and options of its own; its rows become metrics.
-fn probe(cli: &Cli, bench: &Bench, outcome: &mut Outcome) -> Result<()> {
-    if let Err(why) = bench.probe_works() {
-        outcome.skip("probe", why);
-        return Ok(());
-    }
-    bench.progress("probe: programs take turns");
-    let directory = tempfile::tempdir()?;
-    let path = directory.path().join("probe.json");
-    let given: Vec<OsString> = match cli.category {
-        Some(Category::Probe(_)) => std::env::args_os().collect(),
-        _ => vec!["bench".into(), "probe".into()],
-    };
-    let with_json = given.into_iter().chain(["--json".into(), path.clone().into()]);
-    let again = match Cli::try_parse_from(with_json).map(|cli| cli.category) {
-        Ok(Some(Category::Probe(again))) => again,
-        // The caller wants the rows in a file of their own.
-        _ => match &cli.category {
-            Some(Category::Probe(own)) => return quietly(cli.options.format, || probe::bench(own)),
-            _ => anyhow::bail!("the probe's own options do not parse"),
-        },
-    };
-    quietly(cli.options.format, || probe::bench(&again))?;
-    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let rows: Vec<serde_json::Value> = serde_json::from_str(&text)?;
-    for row in &rows {
-        let (Some(program), Some(above)) =
-            (row["program"].as_str(), row["above_empty_ns"].as_f64())
-        else {
-            continue;
-        };
-        if program.starts_with("empty") {
-            continue;
-        }
-        let mut metric = Metric::exact(format!("{program}, above the empty one"), "ns", above);
-        if let Some([low, high]) = row["above_empty_95"].as_array().map(Vec::as_slice)
-            && let (Some(low), Some(high)) = (low.as_f64(), high.as_f64())
-        {
-            metric.interval = Some((low, high));
-            metric.noise = Some(high - low);
-        }
-        if program.contains("tp_btf") {
-            metric = metric.with_target(Target::below(15.0));
-        }
-        outcome.metrics.push(metric);
-    }
-    outcome.data.insert("rows".to_owned(), rows.into());
-    Ok(())
-}
-
-/// Standard output is for the result: what is printed meanwhile goes to standard error, unless it is
-/// for people.
-fn quietly(format: Format, print: impl FnOnce() -> Result<()>) -> Result<()> {
-    if format == Format::Table {
-        return print();
-    }
-    let kept = nix::unistd::dup(std::io::stdout())?;
-    nix::unistd::dup2_stdout(std::io::stderr())?;
-    let done = print();
-    nix::unistd::dup2_stdout(kept)?;
-    done
 }
