@@ -24,12 +24,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
 use crate::environment::{Machine, State};
 use crate::harness::{Bench, ModelSize, Outcome, Settings};
 use crate::results::{Results, SCHEMA};
+
+/// As clap has it.
+const WRONG_USAGE: u8 = 2;
 
 /// What ecoprobe costs, and how wrong it can be.
 #[derive(Debug, Parser)]
@@ -53,7 +56,7 @@ struct Cli {
 struct Options {
     /// Simulated GPUs.
     #[arg(long, global = true, env = "BENCHMARK_GPU_COUNT", default_value_t = 8)]
-    #[arg(value_name = "N", value_parser = clap::value_parser!(u32).range(..=64))]
+    #[arg(value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     gpu_count: u32,
     /// The model that is trained.
     #[arg(long, global = true, env = "BENCHMARK_MODEL_SIZE", default_value = "small")]
@@ -147,7 +150,18 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 }
 
 fn main() -> ExitCode {
-    let done = run(&Cli::parse());
+    let cli = Cli::parse();
+    let machine = Machine::read();
+    // Before hours are spent, not after.
+    let baseline = cli.options.compare.as_deref().map(|path| Results::baseline(path, &machine));
+    let baseline = match baseline.transpose() {
+        Ok(baseline) => baseline,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            return ExitCode::from(WRONG_USAGE);
+        }
+    };
+    let done = run(&cli, machine, baseline);
     interrupt::stop_if_interrupted();
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -159,21 +173,23 @@ fn main() -> ExitCode {
     }
 }
 
-/// `true`: every target is met and nothing got worse.
-fn run(cli: &Cli) -> Result<bool> {
-    // Before hours are spent, not after.
-    let baseline = cli.options.compare.as_deref().map(Results::load).transpose()?;
+/// `true`: every target is met and nothing got worse than the baseline, if that can be compared.
+fn run(cli: &Cli, machine: Machine, baseline: Option<Result<Results, String>>) -> Result<bool> {
+    if let Some(Err(why)) = &baseline {
+        eprintln!("{why}");
+    }
     let bench = bench(&cli.options)?;
     interrupt::clean_up_on_signals()?;
 
     if let Some(profile) = cli.profile {
-        let svg = profile::record(profile, &bench)?;
+        let svg = profile::record(profile, &bench)
+            .with_context(|| format!("no profile of {profile:?}"))?;
         bench.quiet();
         println!("{}", svg.display());
         return Ok(true);
     }
     let start = jiff::Timestamp::now();
-    let (machine, state) = (Machine::read(), State::read());
+    let state = State::read();
     let category = cli.category.as_ref().unwrap_or(&Category::All);
     let outcomes = category.parts().into_iter().map(|name| measure(name, cli, &bench));
     let results = Results {
@@ -195,7 +211,15 @@ fn run(cli: &Cli) -> Result<bool> {
         }
     }
     eprintln!("saved as {}", saved.display());
-    let regressed = baseline.is_some_and(|baseline| summary::comparison(&baseline, &results));
+    let regressed = match baseline {
+        Some(Ok(baseline)) => summary::comparison(&baseline, &results),
+        // Once more, where it is seen.
+        Some(Err(why)) => {
+            eprintln!("{why}");
+            false
+        }
+        None => false,
+    };
     let missed = summary::missed(&results);
     Ok(!regressed && !missed)
 }
