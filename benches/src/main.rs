@@ -183,7 +183,7 @@ fn run(cli: &Cli, machine: Machine, baseline: Option<Result<Results, String>>) -
 
     if let Some(profile) = cli.profile {
         let svg = profile::record(profile, &bench)
-            .with_context(|| format!("no profile of {profile:?}"))?;
+            .with_context(|| format!("no profile of {}", profile.name()))?;
         bench.quiet();
         println!("{}", svg.display());
         return Ok(true);

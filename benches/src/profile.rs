@@ -20,21 +20,31 @@ pub(crate) enum Profile {
     Gpus,
 }
 
+impl Profile {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Ticks => "ticks",
+            Self::Gpus => "gpus",
+        }
+    }
+}
+
 /// Records the agent for a turn and draws it; the SVG's path.
 pub(crate) fn record(profile: Profile, bench: &Bench) -> Result<PathBuf> {
     bench.probe_works().map_err(anyhow::Error::msg)?;
     run(Command::new("perf").arg("version").stdout(Stdio::null()))
         .context("a flame graph needs `perf`; on Debian it is in linux-perf")?;
     let (energy, cgroups, driver);
-    let (name, glob, mut options) = match profile {
+    let name = profile.name();
+    let (glob, mut options) = match profile {
         Profile::Ticks => {
             (energy, cgroups) = (Energy::find(), Cgroups::new(1_000)?);
-            ("ticks", cgroups.glob(), energy.options())
+            (cgroups.glob(), energy.options())
         }
         Profile::Gpus => {
             let count = bench.settings.gpu_count;
             driver = gpu_driver(bench, count, 0.0).map_err(anyhow::Error::msg)?;
-            ("gpus", "/".to_owned(), Driver::options(&driver))
+            ("/".to_owned(), Driver::options(&driver))
         }
     };
     options.push("--interval=1ms".to_owned());
@@ -85,4 +95,22 @@ fn run(command: &mut Command) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{program}: {}", said.trim());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stacks_are_drawn() {
+        let directory = tempfile::tempdir().unwrap();
+        let [script, svg] = ["script", "svg"].map(|name| directory.path().join(name));
+        let stack = "ecoprobe  7 1.5: cpu-clock: \n\t 1 tick (ecoprobe)\n\t 2 main (ecoprobe)\n\n";
+        std::fs::write(&script, stack.repeat(3)).unwrap();
+        draw(&script, "a title", &svg).unwrap();
+        let text = std::fs::read_to_string(&svg).unwrap();
+        assert!(text.contains("tick (3 samples, 100.00%)") && text.contains("a title"), "{text}");
+        std::fs::write(&script, "").unwrap();
+        assert!(draw(&script, "a title", &svg).is_err());
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -68,12 +69,22 @@ impl Results {
             self.outcomes.iter().map(|outcome| outcome.category.as_str()).collect();
         let what = if categories.len() > 1 { "all" } else { categories.first().unwrap_or(&"none") };
         let time = self.start.split('.').next().unwrap_or(&self.start).replace(':', "");
-        let path = directory.join(format!("{}-{what}.json", time.trim_end_matches('Z')));
-        let write = || {
-            fs::create_dir_all(directory)?;
-            fs::write(&path, serde_json::to_string_pretty(self)? + "\n")
-        };
-        write().with_context(|| format!("cannot write {}", path.display()))?;
+        let name = format!("{}-{what}", time.trim_end_matches('Z'));
+        let text = serde_json::to_string_pretty(self)? + "\n";
+        // Where nothing can be measured, runs end within a second.
+        let mut path = directory.join(format!("{name}.json"));
+        for number in 2.. {
+            match fs::File::create_new(&path) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                    path = directory.join(format!("{name}-{number}.json"));
+                }
+                file => {
+                    file.and_then(|mut file| file.write_all(text.as_bytes()))
+                        .with_context(|| format!("cannot write {}", path.display()))?;
+                    break;
+                }
+            }
+        }
         Ok(path)
     }
 
@@ -161,19 +172,26 @@ pub(crate) struct Comparison {
 }
 
 pub(crate) fn compare(before: &Results, after: &Results) -> Comparison {
-    let twin = |(outcome, metric)| {
-        let old = before.find(outcome, metric)?;
-        Some(compare_one(full_name(outcome, metric), old, metric))
-    };
+    let mut metrics = Vec::new();
+    let mut few = Vec::new();
+    for (outcome, metric) in after.metrics() {
+        let Some(old) = before.find(outcome, metric) else { continue };
+        let name = full_name(outcome, metric);
+        match compare_one(name.clone(), old, metric) {
+            Some(compared) => metrics.push(compared),
+            None => few.push(name),
+        }
+    }
     let notes = [
         ("categories of the baseline that were not run now", before.categories_beyond(after)),
         ("categories that the baseline does not have", after.categories_beyond(before)),
         ("in the baseline, and not measured now", before.metrics_beyond(after)),
         ("measured now, and not in the baseline", after.metrics_beyond(before)),
+        ("not compared for want of turns", few),
     ];
     let notes = notes.into_iter().filter(|(_, names)| !names.is_empty());
     Comparison {
-        metrics: after.metrics().filter_map(twin).collect(),
+        metrics,
         notes: notes.map(|(what, names)| format!("{what}: {}", names.join("; "))).collect(),
     }
 }
@@ -182,15 +200,20 @@ fn full_name(outcome: &Outcome, metric: &Metric) -> String {
     format!("{}: {}", outcome.category, metric.name)
 }
 
-/// Worse, or better, is what differs by more than the noise of either with 95 % confidence.
-fn compare_one(name: String, before: &Metric, after: &Metric) -> Compared {
+/// Worse, or better, is what differs by more than the noise of either with 95 % confidence. `None`: too
+/// few turns to tell.
+fn compare_one(name: String, before: &Metric, after: &Metric) -> Option<Compared> {
     let noise = before.noise.unwrap_or(0.0).max(after.noise.unwrap_or(0.0));
-    let (interval, confidence) = if before.samples.len().min(after.samples.len()) >= FEW {
-        let difference = difference(&before.samples, &after.samples);
-        (difference.interval, Some(difference.higher.max(1.0 - difference.higher)))
-    } else {
-        let apart = after.value - before.value;
-        ((apart, apart), None)
+    let (interval, confidence) = match (before.samples.len(), after.samples.len()) {
+        (0, 0) => {
+            let apart = after.value - before.value;
+            ((apart, apart), None)
+        }
+        (FEW.., FEW..) => {
+            let difference = difference(&before.samples, &after.samples);
+            (difference.interval, Some(difference.higher.max(1.0 - difference.higher)))
+        }
+        _ => return None,
     };
     // Where nothing is random, what rounding does is no change.
     let noise = noise.max(1e-9 * before.value.abs());
@@ -200,7 +223,8 @@ fn compare_one(name: String, before: &Metric, after: &Metric) -> Compared {
         _ => Verdict::Same,
     };
     let unit = after.unit.clone();
-    Compared { name, unit, before: before.value, after: after.value, verdict, confidence }
+    let (before, after) = (before.value, after.value);
+    Some(Compared { name, unit, before, after, verdict, confidence })
 }
 
 pub(crate) fn describe(machine: &Machine) -> String {
@@ -353,6 +377,10 @@ mod tests {
         let comparison = compare(&after, &before);
         assert_eq!(comparison.notes[0], "categories of the baseline that were not run now: memory");
         assert!(compare(&before, &before).notes.is_empty());
+        let few = results(vec![Metric::of_turns("tick", "µs", vec![2.0; 3])]);
+        let comparison = compare(&before, &few);
+        assert!(comparison.metrics.is_empty());
+        assert_eq!(comparison.notes[1], "not compared for want of turns: latency: tick");
         // What changed its unit is another figure.
         let mut other = before.clone();
         other.outcomes[0].metrics[0].unit = "ms".into();
@@ -390,6 +418,8 @@ mod tests {
         let path = results.save(directory.path()).unwrap();
         assert!(path.ends_with("2026-01-02T030405-latency.json"), "{}", path.display());
         assert_eq!(Results::baseline(&path, &results.machine).unwrap().unwrap(), results);
+        let path = results.save(directory.path()).unwrap();
+        assert!(path.ends_with("2026-01-02T030405-latency-2.json"), "{}", path.display());
     }
 
     #[test]

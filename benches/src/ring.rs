@@ -29,3 +29,27 @@ impl Ring {
         Ok(Self { _tasks: tasks })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::simulators::cgroup::TestCgroup;
+
+    #[test]
+    #[ignore = "needs root: it makes cgroups"]
+    fn everybody_gets_a_turn() {
+        let cgroups = ["one", "other", "third"].map(TestCgroup::v2);
+        let _ring = Ring::start(&cgroups.each_ref().map(TestCgroup::path), 0).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        for cgroup in &cgroups {
+            let task = std::fs::read_to_string(cgroup.path().join("cgroup.procs")).unwrap();
+            let status = std::fs::read_to_string(format!("/proc/{}/status", task.trim())).unwrap();
+            let line =
+                status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            let switches: u64 = line.unwrap().trim().parse().unwrap();
+            assert!(switches > 100, "{switches}");
+        }
+    }
+}
