@@ -289,7 +289,7 @@ fn sizes(sizes: &[Vec<Size>], outcome: &mut Outcome) {
             let name = format!("{case}: {}", size.program);
             let figures = [size.instructions, Some(size.jited_bytes), size.verified];
             let cells = figures.map(|figure| figure.map_or("-".to_owned(), |n| n.to_string()));
-            rows.push([&[name.clone()], &cells[..]].concat());
+            rows.push([name.clone()].into_iter().chain(cells).collect());
             data.insert(name, serde_json::json!(size));
             if !matches!(program, Program::Ours(_)) || !size.program.starts_with("sched_switch") {
                 continue;

@@ -19,7 +19,10 @@ impl Retired {
     pub(super) fn open(cpu: usize) -> io::Result<Self> {
         let instructions = counter(Hardware::INSTRUCTIONS, cpu)?;
         let switches = counter(Software::CONTEXT_SWITCHES, cpu)?;
-        Ok(Self { instructions, switches, before: (0, 0) })
+        let mut retired = Self { instructions, switches, before: (0, 0) };
+        // A counter that others keep from the PMU opens and cannot be read.
+        retired.per_switch()?;
+        Ok(retired)
     }
 
     /// Instructions per switch since the last call.
