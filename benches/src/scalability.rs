@@ -20,8 +20,21 @@ struct Curve {
     x: &'static str,
     y: &'static str,
     unit: &'static str,
-    /// With what each turn gave.
-    points: Vec<(f64, Vec<f64>)>,
+    points: Vec<Point>,
+}
+
+struct Point {
+    x: f64,
+    /// What it is called in every run, where `x` is measured and differs from run to run.
+    name: Option<String>,
+    /// What each turn gave.
+    costs: Vec<f64>,
+}
+
+impl Point {
+    fn at(x: f64, costs: Vec<f64>) -> Self {
+        Self { x, name: None, costs }
+    }
 }
 
 impl Curve {
@@ -30,7 +43,7 @@ impl Curve {
         let medians: Vec<(f64, f64)> = self
             .points
             .iter()
-            .map(|(x, costs)| (*x, median(costs)))
+            .map(|point| (point.x, median(&point.costs)))
             // No logarithm leads to 0 GPUs.
             .filter(|(x, cost)| *x > 0.0 && *cost > 0.0)
             .collect();
@@ -45,8 +58,9 @@ impl Curve {
                     }
                 }
             });
-        for (x, costs) in self.points {
-            let name = format!("{}, {} {}", self.title, count(x as u64), self.x);
+        for Point { x, name, costs } in self.points {
+            let name = name.unwrap_or_else(|| format!("{} {}", count(x as u64), self.x));
+            let name = format!("{}, {name}", self.title);
             outcome.metrics.push(Metric::of_turns(name, self.unit, costs));
         }
         let title = format!("{}: {law}", self.title);
@@ -92,7 +106,7 @@ fn cgroups(bench: &Bench, energy: &Energy) -> Result<Curve> {
             let report = Agent::run(bench, &cgroups.glob(), &options, bench.duration())?;
             p50.push(tick_us(&report, "p50")?);
         }
-        points.push((size as f64, p50));
+        points.push(Point::at(size as f64, p50));
     }
     Ok(Curve {
         file: "tick-by-cgroups",
@@ -118,7 +132,7 @@ fn intervals(bench: &Bench, energy: &Energy) -> Result<Curve> {
             shares.push(cpu_ms_per_second(bench, &agent)?);
             agent.stop()?;
         }
-        points.push((1_000.0 / f64::from(ms), shares));
+        points.push(Point::at(1_000.0 / f64::from(ms), shares));
     }
     Ok(Curve {
         file: "agent-by-samples",
@@ -147,7 +161,7 @@ fn gpus(bench: &Bench) -> Result<Curve> {
             shares.push(cpu_ms_per_second(bench, &agent)?);
             agent.stop()?;
         }
-        points.push((f64::from(gpus), shares));
+        points.push(Point::at(f64::from(gpus), shares));
     }
     Ok(Curve {
         file: "agent-by-gpus",
@@ -183,7 +197,11 @@ fn switches(bench: &Bench) -> Result<Curve> {
             rates.push(events / seconds);
             costs.push(events / seconds * each * 1e-6);
         }
-        points.push((median(&rates).round(), costs));
+        let name = match pause_us {
+            Some(us) => format!("a task that wakes every {} µs", count(us)),
+            None => "two tasks that do nothing but switch".to_owned(),
+        };
+        points.push(Point { x: median(&rates).round(), name: Some(name), costs });
     }
     Ok(Curve {
         file: "probe-by-switches",
