@@ -1,5 +1,6 @@
 //! Programs at `sched_switch`, loaded and attached for one turn.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -32,7 +33,6 @@ pub(super) struct Attached {
 
 impl Attached {
     pub(super) fn reference(name: &'static str, btf: &Btf) -> Result<Self> {
-        let before = program_ids()?;
         let mut object =
             EbpfLoader::new().btf(None).load(REFERENCE).context("cannot load programs")?;
         let program = object.program_mut(name).context("the reference object lacks a program")?;
@@ -43,12 +43,11 @@ impl Attached {
             let info = object.program(name)?.info().ok()?;
             Some(RunTime { runs: info.run_count(), time: info.run_time() })
         };
-        Ok(Self { run_time: Box::new(run_time), sizes: sizes(&before)? })
+        Ok(Self { run_time: Box::new(run_time), sizes: sizes()? })
     }
 
     /// The probe, with these cgroups selected.
     pub(super) fn ours(hook: Hook, selected: &[u64]) -> Result<Self> {
-        let before = program_ids()?;
         let mut probe = CpuTime::load(LoadOptions {
             btf: Path::new(BTF),
             package_of_cpu: vec![0; aya::util::nr_cpus().map_err(|(_, error)| error)?],
@@ -62,7 +61,7 @@ impl Attached {
             probe.add_workload(*id)?.context("no room for a workload")?;
         }
         probe.attach()?;
-        Ok(Self { run_time: Box::new(move || probe.run_time()), sizes: sizes(&before)? })
+        Ok(Self { run_time: Box::new(move || probe.run_time()), sizes: sizes()? })
     }
 
     /// Since it was attached, by the kernel's account.
@@ -71,24 +70,22 @@ impl Attached {
     }
 }
 
-fn program_ids() -> Result<Vec<u32>> {
-    loaded_programs().map(|program| Ok(program?.id())).collect()
-}
-
-/// Of the programs that are there now and were not `before`.
-fn sizes(before: &[u32]) -> Result<Vec<Size>> {
-    let mut sizes = Vec::new();
-    for program in loaded_programs() {
-        let program = program?;
-        if before.contains(&program.id()) {
-            continue;
-        }
-        sizes.push(Size {
-            program: program.name_as_str().unwrap_or_default().to_owned(),
-            instructions: program.size_translated().map(|bytes| bytes / 8),
-            jited_bytes: program.size_jitted(),
-            verified: program.verified_instruction_count(),
-        });
+/// Of the programs that this process has loaded.
+fn sizes() -> Result<Vec<Size>> {
+    let mut ids = BTreeSet::new();
+    for entry in std::fs::read_dir("/proc/self/fdinfo")? {
+        // The directory's own is gone by now.
+        let info = std::fs::read_to_string(entry?.path()).unwrap_or_default();
+        let id = info.lines().find_map(|line| line.strip_prefix("prog_id:"));
+        ids.extend(id.and_then(|id| id.trim().parse::<u32>().ok()));
     }
-    Ok(sizes)
+    // Those of others come and go meanwhile.
+    let own = loaded_programs().flatten().filter(|program| ids.contains(&program.id()));
+    let sizes = own.map(|program| Size {
+        program: program.name_as_str().unwrap_or_default().to_owned(),
+        instructions: program.size_translated().map(|bytes| bytes / 8),
+        jited_bytes: program.size_jitted(),
+        verified: program.verified_instruction_count(),
+    });
+    Ok(sizes.collect())
 }
