@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use ecoprobe::host::powercap;
+use fake_nvml::{Device, Process, Scenario};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -107,7 +108,7 @@ impl Agent {
         Ok(agent)
     }
 
-    fn spawn(bench: &Bench, cgroup: &str, options: &[String]) -> Result<Self> {
+    pub(crate) fn spawn(bench: &Bench, cgroup: &str, options: &[String]) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let stderr = fs::File::create(directory.path().join("stderr"))?;
         let child = Command::new(&bench.agent)
@@ -140,7 +141,8 @@ impl Agent {
         self.report()
     }
 
-    fn report(mut self) -> Result<serde_json::Value> {
+    /// Waits for its end; its report.
+    pub(crate) fn report(mut self) -> Result<serde_json::Value> {
         let status = self.child.wait()?;
         ensure!(status.success(), "ecoprobe: {status}: {}", self.said());
         let report = fs::read(self.directory.path().join("report.json"))?;
@@ -226,6 +228,16 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
+    pub(crate) fn new(bench: &Bench, scenario: &Scenario) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let library = directory.path().join("libfake_nvml.so");
+        // The library looks for it beside itself.
+        fs::write(directory.path().join("scenario.json"), serde_json::to_string(scenario)?)?;
+        let built = bench.agent.with_file_name("libfake_nvml.so");
+        fs::copy(&built, &library).with_context(|| built.display().to_string())?;
+        Ok(Self { library, _directory: directory })
+    }
+
     pub(crate) fn options(&self) -> Vec<String> {
         vec![
             "--cpu-energy=none".to_owned(),
@@ -239,22 +251,17 @@ impl Driver {
 /// says why there is none.
 pub(crate) fn gpu_driver(bench: &Bench, count: u32, delay_ms: f64) -> Result<Driver, String> {
     bench.probe_works()?;
-    let built = bench.agent.with_file_name("libfake_nvml.so");
-    let make = || {
-        let directory = tempfile::tempdir()?;
-        let library = directory.path().join("libfake_nvml.so");
-        let used = serde_json::json!([{"pid": std::process::id(), "sm": 50.0}]);
-        let device = |index| {
-            serde_json::json!({
-                "uuid": format!("GPU-{index:08}"), "name": "Simulated", "processes": used
-            })
-        };
-        let devices: Vec<_> = (0..count).map(device).collect();
-        let scenario = serde_json::json!({"delay_ms": delay_ms, "devices": devices});
-        // The library looks for it beside itself.
-        fs::write(directory.path().join("scenario.json"), scenario.to_string())?;
-        fs::copy(&built, &library)?;
-        Ok(Driver { library, _directory: directory })
+    let user = Process { pid: std::process::id(), sm: 50.0, ..Process::default() };
+    let device = |index| Device {
+        uuid: gpu_uuid(index as usize),
+        processes: vec![user.clone()],
+        ..Device::default()
     };
-    make().map_err(|error: std::io::Error| format!("{}: {error}", built.display()))
+    let devices = (0..count).map(device).collect();
+    Driver::new(bench, &Scenario { delay_ms, devices, ..Scenario::default() })
+        .map_err(|error| format!("{error:#}"))
+}
+
+pub(crate) fn gpu_uuid(index: usize) -> String {
+    format!("GPU-{index:08}")
 }

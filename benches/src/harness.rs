@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::simulators::cgroup::v2_mount;
 use crate::statistics;
 
 /// How much is measured. Two results can be compared whatever these were.
@@ -71,7 +72,8 @@ impl Target {
 pub(crate) struct Metric {
     pub name: String,
     pub unit: String,
-    /// The median of the samples, where there are any.
+    /// The median of the samples, where there are any; NaN where it could not be had.
+    #[serde(deserialize_with = "or_nan")]
     pub value: f64,
     /// 95 % confidence interval.
     pub interval: Option<(f64, f64)>,
@@ -82,6 +84,11 @@ pub(crate) struct Metric {
     pub target: Option<Target>,
 }
 
+/// JSON has no NaN: it is written as null.
+fn or_nan<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
 impl Metric {
     /// The median of several turns.
     pub(crate) fn of_turns(name: impl Into<String>, unit: &str, samples: Vec<f64>) -> Self {
@@ -89,8 +96,8 @@ impl Metric {
             name: name.into(),
             unit: unit.to_owned(),
             value: statistics::median(&samples),
-            interval: Some(statistics::interval(&samples)),
-            noise: Some(statistics::noise(&samples)),
+            interval: (!samples.is_empty()).then(|| statistics::interval(&samples)),
+            noise: (!samples.is_empty()).then(|| statistics::noise(&samples)),
             samples,
             target: None,
         }
@@ -189,6 +196,10 @@ impl Bench {
             "{} is not there; `cargo xtask bench` builds it, or name one with --ecoprobe",
             agent.display()
         );
+        // Before hours are spent, not after.
+        std::fs::create_dir_all(&results)
+            .and_then(|()| tempfile::tempfile_in(&results))
+            .with_context(|| format!("cannot write to {}", results.display()))?;
         Ok(Self { settings, agent, results, probe_works: OnceCell::new(), drawn: Cell::new(false) })
     }
 
@@ -236,6 +247,10 @@ impl Bench {
         ensure!(output.status.success(), "{last}");
         let mounts = std::fs::read_to_string("/proc/self/mounts")?;
         ensure!(mounts.contains(" cgroup2 "), "cgroup2 is not mounted");
+        let own = v2_mount().join(format!("test-{}-bench", std::process::id()));
+        std::fs::create_dir(&own)
+            .and_then(|()| std::fs::remove_dir(&own))
+            .with_context(|| format!("cannot make {}", own.display()))?;
         Ok(())
     }
 }

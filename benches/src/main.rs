@@ -14,12 +14,12 @@ mod plot;
 mod probe;
 mod profile;
 mod results;
+mod ring;
 mod scalability;
 mod simulators;
 mod statistics;
 mod summary;
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -28,8 +28,11 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
 use crate::environment::{Machine, State};
-use crate::harness::{Bench, Metric, ModelSize, Outcome, Settings, Target};
+use crate::harness::{Bench, ModelSize, Outcome, Settings};
 use crate::results::{Results, SCHEMA};
+
+/// As clap has it.
+const WRONG_USAGE: u8 = 2;
 
 /// What ecoprobe costs, and how wrong it can be.
 #[derive(Debug, Parser)]
@@ -53,7 +56,7 @@ struct Cli {
 struct Options {
     /// Simulated GPUs.
     #[arg(long, global = true, env = "BENCHMARK_GPU_COUNT", default_value_t = 8)]
-    #[arg(value_name = "N", value_parser = clap::value_parser!(u32).range(..=64))]
+    #[arg(value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     gpu_count: u32,
     /// The model that is trained.
     #[arg(long, global = true, env = "BENCHMARK_MODEL_SIZE", default_value = "small")]
@@ -147,7 +150,18 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 }
 
 fn main() -> ExitCode {
-    let done = run(&Cli::parse());
+    let cli = Cli::parse();
+    let machine = Machine::read();
+    // Before hours are spent, not after.
+    let baseline = cli.options.compare.as_deref().map(|path| Results::baseline(path, &machine));
+    let baseline = match baseline.transpose() {
+        Ok(baseline) => baseline,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            return ExitCode::from(WRONG_USAGE);
+        }
+    };
+    let done = run(&cli, machine, baseline);
     interrupt::stop_if_interrupted();
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -159,21 +173,23 @@ fn main() -> ExitCode {
     }
 }
 
-/// `true`: every target is met and nothing got worse.
-fn run(cli: &Cli) -> Result<bool> {
-    // Before hours are spent, not after.
-    let baseline = cli.options.compare.as_deref().map(Results::load).transpose()?;
+/// `true`: every target is met and nothing got worse than the baseline, if that can be compared.
+fn run(cli: &Cli, machine: Machine, baseline: Option<Result<Results, String>>) -> Result<bool> {
+    if let Some(Err(why)) = &baseline {
+        eprintln!("{why}");
+    }
     let bench = bench(&cli.options)?;
     interrupt::clean_up_on_signals()?;
 
     if let Some(profile) = cli.profile {
-        let svg = profile::record(profile, &bench)?;
+        let svg = profile::record(profile, &bench)
+            .with_context(|| format!("no profile of {}", profile.name()))?;
         bench.quiet();
         println!("{}", svg.display());
         return Ok(true);
     }
     let start = jiff::Timestamp::now();
-    let (machine, state) = (Machine::read(), State::read());
+    let state = State::read();
     let category = cli.category.as_ref().unwrap_or(&Category::All);
     let outcomes = category.parts().into_iter().map(|name| measure(name, cli, &bench));
     let results = Results {
@@ -195,7 +211,15 @@ fn run(cli: &Cli) -> Result<bool> {
         }
     }
     eprintln!("saved as {}", saved.display());
-    let regressed = baseline.is_some_and(|baseline| summary::comparison(&baseline, &results));
+    let regressed = match baseline {
+        Some(Ok(baseline)) => summary::comparison(&baseline, &results),
+        // Once more, where it is seen.
+        Some(Err(why)) => {
+            eprintln!("{why}");
+            false
+        }
+        None => false,
+    };
     let missed = summary::missed(&results);
     Ok(!regressed && !missed)
 }
@@ -216,6 +240,10 @@ fn bench(options: &Options) -> Result<Bench> {
 
 /// One category. What fails is said, and the others go on.
 fn measure(name: &str, cli: &Cli, bench: &Bench) -> Outcome {
+    let probe_args = match &cli.category {
+        Some(Category::Probe(given)) => *given,
+        _ => probe::Args::default(),
+    };
     let start = Instant::now();
     let mut outcome = Outcome { category: name.to_owned(), ..Outcome::default() };
     let done = match name {
@@ -224,7 +252,7 @@ fn measure(name: &str, cli: &Cli, bench: &Bench) -> Outcome {
         "scalability" => scalability::bench(bench, &mut outcome),
         "memory" => memory::bench(bench, &mut outcome),
         "accuracy" => accuracy::bench(bench, &mut outcome),
-        _ => probe(cli, bench, &mut outcome),
+        _ => probe::bench(bench, probe_args, &mut outcome),
     };
     interrupt::stop_if_interrupted();
     bench.quiet();
@@ -234,67 +262,4 @@ fn measure(name: &str, cli: &Cli, bench: &Bench) -> Outcome {
     }
     outcome.seconds = start.elapsed().as_secs_f64();
     outcome
-}
-
-/// The probe's table has a program and options of its own; its rows become metrics.
-fn probe(cli: &Cli, bench: &Bench, outcome: &mut Outcome) -> Result<()> {
-    if let Err(why) = bench.probe_works() {
-        outcome.skip("probe", why);
-        return Ok(());
-    }
-    bench.progress("probe: programs take turns");
-    let directory = tempfile::tempdir()?;
-    let path = directory.path().join("probe.json");
-    let given: Vec<OsString> = match cli.category {
-        Some(Category::Probe(_)) => std::env::args_os().collect(),
-        _ => vec!["bench".into(), "probe".into()],
-    };
-    let with_json = given.into_iter().chain(["--json".into(), path.clone().into()]);
-    let again = match Cli::try_parse_from(with_json).map(|cli| cli.category) {
-        Ok(Some(Category::Probe(again))) => again,
-        // The caller wants the rows in a file of their own.
-        _ => match &cli.category {
-            Some(Category::Probe(own)) => return quietly(cli.options.format, || probe::bench(own)),
-            _ => anyhow::bail!("the probe's own options do not parse"),
-        },
-    };
-    quietly(cli.options.format, || probe::bench(&again))?;
-    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let rows: Vec<serde_json::Value> = serde_json::from_str(&text)?;
-    for row in &rows {
-        let (Some(program), Some(above)) =
-            (row["program"].as_str(), row["above_empty_ns"].as_f64())
-        else {
-            continue;
-        };
-        if program.starts_with("empty") {
-            continue;
-        }
-        let mut metric = Metric::exact(format!("{program}, above the empty one"), "ns", above);
-        if let Some([low, high]) = row["above_empty_95"].as_array().map(Vec::as_slice)
-            && let (Some(low), Some(high)) = (low.as_f64(), high.as_f64())
-        {
-            metric.interval = Some((low, high));
-            metric.noise = Some(high - low);
-        }
-        if program.contains("tp_btf") {
-            metric = metric.with_target(Target::below(15.0));
-        }
-        outcome.metrics.push(metric);
-    }
-    outcome.data.insert("rows".to_owned(), rows.into());
-    Ok(())
-}
-
-/// Standard output is for the result: what is printed meanwhile goes to standard error, unless it is
-/// for people.
-fn quietly(format: Format, print: impl FnOnce() -> Result<()>) -> Result<()> {
-    if format == Format::Table {
-        return print();
-    }
-    let kept = nix::unistd::dup(std::io::stdout())?;
-    nix::unistd::dup2_stdout(std::io::stderr())?;
-    let done = print();
-    nix::unistd::dup2_stdout(kept)?;
-    done
 }

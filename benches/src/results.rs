@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::environment::{Machine, State};
@@ -36,23 +37,64 @@ impl Results {
             .flat_map(|outcome| outcome.metrics.iter().map(move |metric| (outcome, metric)))
     }
 
+    /// The same figure in this result.
+    fn find(&self, outcome: &Outcome, metric: &Metric) -> Option<&Metric> {
+        let same = |o: &Outcome, m: &Metric| {
+            (&o.category, &m.name, &m.unit) == (&outcome.category, &metric.name, &metric.unit)
+        };
+        self.metrics().find(|(o, m)| same(o, m)).map(|(_, metric)| metric)
+    }
+
+    fn has(&self, category: &str) -> bool {
+        self.outcomes.iter().any(|outcome| outcome.category == category)
+    }
+
+    /// Categories that the other does not have.
+    fn categories_beyond(&self, other: &Self) -> Vec<String> {
+        let names = self.outcomes.iter().map(|outcome| outcome.category.clone());
+        names.filter(|category| !other.has(category)).collect()
+    }
+
+    /// Figures that the other does not have, of categories that it has.
+    fn metrics_beyond(&self, other: &Self) -> Vec<String> {
+        let ours = self.metrics().filter(|(outcome, metric)| {
+            other.has(&outcome.category) && other.find(outcome, metric).is_none()
+        });
+        ours.map(|(outcome, metric)| full_name(outcome, metric)).collect()
+    }
+
     /// Writes it where nothing is overwritten: the file is named by its time and categories.
     pub(crate) fn save(&self, directory: &Path) -> Result<PathBuf> {
         let categories: Vec<&str> =
             self.outcomes.iter().map(|outcome| outcome.category.as_str()).collect();
         let what = if categories.len() > 1 { "all" } else { categories.first().unwrap_or(&"none") };
         let time = self.start.split('.').next().unwrap_or(&self.start).replace(':', "");
-        let path = directory.join(format!("{}-{what}.json", time.trim_end_matches('Z')));
-        let write = || {
-            fs::create_dir_all(directory)?;
-            fs::write(&path, serde_json::to_string_pretty(self)? + "\n")
-        };
-        write().with_context(|| format!("cannot write {}", path.display()))?;
+        let name = format!("{}-{what}", time.trim_end_matches('Z'));
+        let text = serde_json::to_string_pretty(self)? + "\n";
+        // Where nothing can be measured, runs end within a second.
+        let mut path = directory.join(format!("{name}.json"));
+        for number in 2.. {
+            match fs::File::create_new(&path) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                    path = directory.join(format!("{name}-{number}.json"));
+                }
+                file => {
+                    file.and_then(|mut file| file.write_all(text.as_bytes()))
+                        .with_context(|| format!("cannot write {}", path.display()))?;
+                    break;
+                }
+            }
+        }
         Ok(path)
     }
 
-    /// Reads a baseline. An error says why it is none.
-    pub(crate) fn load(path: &Path) -> Result<Self> {
+    /// Reads what a run on this machine is to be compared with. The inner error says why that result
+    /// cannot be.
+    ///
+    /// # Errors
+    ///
+    /// If the file is no result at all.
+    pub(crate) fn baseline(path: &Path, here: &Machine) -> Result<Result<Self, String>> {
         #[derive(Deserialize)]
         struct AnySchema {
             schema: String,
@@ -60,21 +102,31 @@ impl Results {
         let text = fs::read_to_string(path)
             .with_context(|| format!("cannot read the baseline {}", path.display()))?;
         let path = path.display();
-        let found: AnySchema = serde_json::from_str(&text)
-            .with_context(|| format!("{path} is no result of this suite"))?;
-        ensure!(
-            found.schema == SCHEMA,
-            "{path} has the schema {}, this suite writes {SCHEMA}: not compared",
-            found.schema
-        );
-        serde_json::from_str(&text).with_context(|| format!("{path} is no result of this suite"))
+        let none = || format!("{path} is no result of this suite");
+        let AnySchema { schema } = serde_json::from_str(&text).with_context(none)?;
+        if schema != SCHEMA {
+            return Ok(Err(format!(
+                "the baseline has the schema {schema:?}, this suite writes {SCHEMA}: not compared"
+            )));
+        }
+        let results: Self = serde_json::from_str(&text).with_context(none)?;
+        if results.machine != *here {
+            return Ok(Err(format!(
+                "the baseline is of another machine: not compared\n  there: {}\n  here:  {}",
+                describe(&results.machine),
+                describe(here)
+            )));
+        }
+        Ok(Ok(results))
     }
 
     /// What github-action-benchmark calls `customSmallerIsBetter`.
     pub(crate) fn for_github(&self) -> serde_json::Value {
-        let entries = self.metrics().map(|(outcome, metric)| {
+        // It has no way to say that a figure could not be had.
+        let finite = self.metrics().filter(|(_, metric)| metric.value.is_finite());
+        let entries = finite.map(|(outcome, metric)| {
             let mut entry = serde_json::json!({
-                "name": format!("{}: {}", outcome.category, metric.name),
+                "name": full_name(outcome, metric),
                 "unit": metric.unit,
                 "value": metric.value,
             });
@@ -110,35 +162,58 @@ pub(crate) enum Verdict {
     Worse,
 }
 
-/// Every metric that both have. `Err` says why there is nothing to compare.
-pub(crate) fn compare(before: &Results, after: &Results) -> Result<Vec<Compared>, String> {
-    if before.machine != after.machine {
-        return Err(format!(
-            "the baseline is of another machine: not compared\n  there: {}\n  here:  {}",
-            describe(&before.machine),
-            describe(&after.machine)
-        ));
-    }
-    let found = |(outcome, metric): (&Outcome, &Metric)| {
-        let old = before
-            .metrics()
-            .find(|(o, m)| o.category == outcome.category && m.name == metric.name)?
-            .1;
-        (old.unit == metric.unit)
-            .then(|| compare_one(format!("{}: {}", outcome.category, metric.name), old, metric))
-    };
-    Ok(after.metrics().filter_map(found).collect())
+/// One result against another.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Comparison {
+    /// What both have.
+    pub metrics: Vec<Compared>,
+    /// What only one of them has, in sentences.
+    pub notes: Vec<String>,
 }
 
-/// Worse, or better, is what differs by more than the noise of either with 95 % confidence.
-fn compare_one(name: String, before: &Metric, after: &Metric) -> Compared {
+pub(crate) fn compare(before: &Results, after: &Results) -> Comparison {
+    let mut metrics = Vec::new();
+    let mut few = Vec::new();
+    for (outcome, metric) in after.metrics() {
+        let Some(old) = before.find(outcome, metric) else { continue };
+        let name = full_name(outcome, metric);
+        match compare_one(name.clone(), old, metric) {
+            Some(compared) => metrics.push(compared),
+            None => few.push(name),
+        }
+    }
+    let notes = [
+        ("categories of the baseline that were not run now", before.categories_beyond(after)),
+        ("categories that the baseline does not have", after.categories_beyond(before)),
+        ("in the baseline, and not measured now", before.metrics_beyond(after)),
+        ("measured now, and not in the baseline", after.metrics_beyond(before)),
+        ("not compared for want of turns", few),
+    ];
+    let notes = notes.into_iter().filter(|(_, names)| !names.is_empty());
+    Comparison {
+        metrics,
+        notes: notes.map(|(what, names)| format!("{what}: {}", names.join("; "))).collect(),
+    }
+}
+
+fn full_name(outcome: &Outcome, metric: &Metric) -> String {
+    format!("{}: {}", outcome.category, metric.name)
+}
+
+/// Worse, or better, is what differs by more than the noise of either with 95 % confidence. `None`: too
+/// few turns to tell.
+fn compare_one(name: String, before: &Metric, after: &Metric) -> Option<Compared> {
     let noise = before.noise.unwrap_or(0.0).max(after.noise.unwrap_or(0.0));
-    let (interval, confidence) = if before.samples.len().min(after.samples.len()) >= FEW {
-        let difference = difference(&before.samples, &after.samples);
-        (difference.interval, Some(difference.higher.max(1.0 - difference.higher)))
-    } else {
-        let apart = after.value - before.value;
-        ((apart, apart), None)
+    let (interval, confidence) = match (before.samples.len(), after.samples.len()) {
+        (0, 0) => {
+            let apart = after.value - before.value;
+            ((apart, apart), None)
+        }
+        (FEW.., FEW..) => {
+            let difference = difference(&before.samples, &after.samples);
+            (difference.interval, Some(difference.higher.max(1.0 - difference.higher)))
+        }
+        _ => return None,
     };
     // Where nothing is random, what rounding does is no change.
     let noise = noise.max(1e-9 * before.value.abs());
@@ -148,7 +223,8 @@ fn compare_one(name: String, before: &Metric, after: &Metric) -> Compared {
         _ => Verdict::Same,
     };
     let unit = after.unit.clone();
-    Compared { name, unit, before: before.value, after: after.value, verdict, confidence }
+    let (before, after) = (before.value, after.value);
+    Some(Compared { name, unit, before, after, verdict, confidence })
 }
 
 pub(crate) fn describe(machine: &Machine) -> String {
@@ -239,7 +315,7 @@ mod tests {
     }
 
     fn verdict(before: Metric, after: Metric) -> Verdict {
-        compare(&results(vec![before]), &results(vec![after])).unwrap()[0].verdict
+        compare(&results(vec![before]), &results(vec![after])).metrics[0].verdict
     }
 
     #[test]
@@ -253,22 +329,86 @@ mod tests {
         assert_eq!(verdict(exact(1.0).with_noise(0.2), exact(1.1)), Verdict::Same);
     }
 
-    #[test]
-    fn another_machine_or_schema_is_not_compared() {
-        let here = results(vec![turns(1.0)]);
-        let mut there = here.clone();
-        there.machine.cpus = 64;
-        assert!(compare(&there, &here).unwrap_err().contains("another machine"));
+    /// As a run of so many turns measures it; each is off by up to `spread` of it, to either side.
+    fn measured(random: &mut fastrand::Rng, truth: f64, spread: f64, turns: usize) -> Metric {
+        let mut turn = || truth * (1.0 + spread * (random.f64() + random.f64() - 1.0));
+        Metric::of_turns("tick", "µs", (0..turns).map(|_| turn()).collect())
+    }
 
+    #[test]
+    fn two_runs_of_the_same_agree_and_a_tenth_on_a_quiet_metric_is_caught() {
+        const PAIRS: usize = 30;
+        let mut random = fastrand::Rng::with_seed(1);
+        for turns in [5, 11] {
+            let mut verdicts = |factor: f64, spread| -> Vec<Verdict> {
+                let mut one = || {
+                    let before = measured(&mut random, 50.0, spread, turns);
+                    verdict(before, measured(&mut random, 50.0 * factor, spread, turns))
+                };
+                (0..PAIRS).map(|_| one()).collect()
+            };
+            let count = |verdicts: Vec<Verdict>, wanted| {
+                verdicts.into_iter().filter(|verdict| *verdict == wanted).count()
+            };
+            // Of 100 that agree, one may seem not to.
+            let same = count(verdicts(1.0, 0.3), Verdict::Same);
+            assert!(same >= PAIRS - 1, "{same} of {PAIRS} pairs of {turns} turns agree");
+            assert_eq!(count(verdicts(1.1, 0.02), Verdict::Worse), PAIRS);
+            assert_eq!(count(verdicts(0.9, 0.02), Verdict::Better), PAIRS);
+        }
+    }
+
+    #[test]
+    fn what_only_one_has_is_said() {
+        let metric = |name: &str| Metric::exact(name, "µs", 1.0);
+        let before = results(vec![metric("tick"), metric("start")]);
+        let mut after = results(vec![metric("tick"), metric("stop")]);
+        after.outcomes.push(Outcome { category: "memory".into(), ..Outcome::default() });
+        let comparison = compare(&before, &after);
+        assert_eq!(comparison.metrics.len(), 1);
+        assert_eq!(
+            comparison.notes,
+            [
+                "categories that the baseline does not have: memory",
+                "in the baseline, and not measured now: latency: start",
+                "measured now, and not in the baseline: latency: stop",
+            ]
+        );
+        let comparison = compare(&after, &before);
+        assert_eq!(comparison.notes[0], "categories of the baseline that were not run now: memory");
+        assert!(compare(&before, &before).notes.is_empty());
+        let few = results(vec![Metric::of_turns("tick", "µs", vec![2.0; 3])]);
+        let comparison = compare(&before, &few);
+        assert!(comparison.metrics.is_empty());
+        assert_eq!(comparison.notes[1], "not compared for want of turns: latency: tick");
+        // What changed its unit is another figure.
+        let mut other = before.clone();
+        other.outcomes[0].metrics[0].unit = "ms".into();
+        assert_eq!(compare(&before, &other).metrics.len(), 1);
+        assert_eq!(compare(&before, &other).notes.len(), 2);
+    }
+
+    #[test]
+    fn another_machine_or_schema_is_not_compared_and_what_is_no_result_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("baseline.json");
+        let here = results(vec![turns(1.0)]);
         let load = |text: &str| {
             fs::write(&path, text).unwrap();
-            format!("{:#}", Results::load(&path).unwrap_err())
+            Results::baseline(&path, &here.machine)
         };
-        assert!(load(r#"{"schema": "ecoprobe.bench/2"}"#).contains("not compared"));
-        assert!(load("{}").contains("no result of this suite"));
-        assert!(load("").contains("no result of this suite"));
+        let mut there = here.clone();
+        there.machine.cpus = 64;
+        let why = load(&serde_json::to_string(&there).unwrap()).unwrap().unwrap_err();
+        assert!(why.contains("another machine: not compared"), "{why}");
+        let why = load(r#"{"schema": "ecoprobe.bench/2"}"#).unwrap().unwrap_err();
+        assert!(why.contains("ecoprobe.bench/2") && why.contains("not compared"), "{why}");
+        let same_schema = format!(r#"{{"schema": "{SCHEMA}", "outcomes": 7}}"#);
+        for text in ["{}", "", "not JSON", "[1]", &same_schema] {
+            let error = format!("{:#}", load(text).unwrap_err());
+            assert!(error.contains("no result of this suite"), "{text}: {error}");
+        }
+        assert!(Results::baseline(&directory.path().join("none"), &here.machine).is_err());
     }
 
     #[test]
@@ -277,7 +417,20 @@ mod tests {
         let results = results(vec![turns(1.0)]);
         let path = results.save(directory.path()).unwrap();
         assert!(path.ends_with("2026-01-02T030405-latency.json"), "{}", path.display());
-        assert_eq!(Results::load(&path).unwrap(), results);
+        assert_eq!(Results::baseline(&path, &results.machine).unwrap().unwrap(), results);
+        let path = results.save(directory.path()).unwrap();
+        assert!(path.ends_with("2026-01-02T030405-latency-2.json"), "{}", path.display());
+    }
+
+    #[test]
+    fn a_figure_that_could_not_be_had_is_saved_loaded_and_kept_from_github() {
+        let directory = tempfile::tempdir().unwrap();
+        let results = results(vec![Metric::of_turns("tick", "µs", Vec::new()), turns(1.0)]);
+        let path = results.save(directory.path()).unwrap();
+        let loaded = Results::baseline(&path, &results.machine).unwrap().unwrap();
+        assert!(loaded.outcomes[0].metrics[0].value.is_nan());
+        assert_eq!(compare(&loaded, &results).metrics[0].verdict, Verdict::Same);
+        assert_eq!(results.for_github().as_array().unwrap().len(), 1);
     }
 
     #[test]

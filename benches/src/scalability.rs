@@ -1,6 +1,5 @@
 //! How cost grows with what there is to measure: the fitted law, and a plot of each.
 
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -9,7 +8,9 @@ use ecoprobe::output::units::count;
 use crate::agent::{Agent, Cgroups, Driver, Energy, INTERVAL, gpu_driver};
 use crate::harness::{Bench, Metric, Outcome, thousands};
 use crate::plot::Plot;
+use crate::ring::Ring;
 use crate::simulators::cgroup::TestCgroup;
+use crate::simulators::load::{Load, Shape};
 use crate::statistics::{Growth, Law, median};
 
 /// What grows, and what it costs.
@@ -19,8 +20,21 @@ struct Curve {
     x: &'static str,
     y: &'static str,
     unit: &'static str,
-    /// With what each turn gave.
-    points: Vec<(f64, Vec<f64>)>,
+    points: Vec<Point>,
+}
+
+struct Point {
+    x: f64,
+    /// What it is called in every run, where `x` is measured and differs from run to run.
+    name: Option<String>,
+    /// What each turn gave.
+    costs: Vec<f64>,
+}
+
+impl Point {
+    fn at(x: f64, costs: Vec<f64>) -> Self {
+        Self { x, name: None, costs }
+    }
 }
 
 impl Curve {
@@ -29,7 +43,7 @@ impl Curve {
         let medians: Vec<(f64, f64)> = self
             .points
             .iter()
-            .map(|(x, costs)| (*x, median(costs)))
+            .map(|point| (point.x, median(&point.costs)))
             // No logarithm leads to 0 GPUs.
             .filter(|(x, cost)| *x > 0.0 && *cost > 0.0)
             .collect();
@@ -44,8 +58,9 @@ impl Curve {
                     }
                 }
             });
-        for (x, costs) in self.points {
-            let name = format!("{}, {} {}", self.title, count(x as u64), self.x);
+        for Point { x, name, costs } in self.points {
+            let name = name.unwrap_or_else(|| format!("{} {}", count(x as u64), self.x));
+            let name = format!("{}, {name}", self.title);
             outcome.metrics.push(Metric::of_turns(name, self.unit, costs));
         }
         let title = format!("{}: {law}", self.title);
@@ -91,7 +106,7 @@ fn cgroups(bench: &Bench, energy: &Energy) -> Result<Curve> {
             let report = Agent::run(bench, &cgroups.glob(), &options, bench.duration())?;
             p50.push(tick_us(&report, "p50")?);
         }
-        points.push((size as f64, p50));
+        points.push(Point::at(size as f64, p50));
     }
     Ok(Curve {
         file: "tick-by-cgroups",
@@ -117,7 +132,7 @@ fn intervals(bench: &Bench, energy: &Energy) -> Result<Curve> {
             shares.push(cpu_ms_per_second(bench, &agent)?);
             agent.stop()?;
         }
-        points.push((1_000.0 / f64::from(ms), shares));
+        points.push(Point::at(1_000.0 / f64::from(ms), shares));
     }
     Ok(Curve {
         file: "agent-by-samples",
@@ -146,7 +161,7 @@ fn gpus(bench: &Bench) -> Result<Curve> {
             shares.push(cpu_ms_per_second(bench, &agent)?);
             agent.stop()?;
         }
-        points.push((f64::from(gpus), shares));
+        points.push(Point::at(f64::from(gpus), shares));
     }
     Ok(Curve {
         file: "agent-by-gpus",
@@ -158,8 +173,8 @@ fn gpus(bench: &Bench) -> Result<Curve> {
     })
 }
 
-/// CPU time that the probe takes from the machine, by how often it switches. A process that sleeps
-/// after each few round trips through a pipe makes the lower rates.
+/// CPU time that the probe takes from the machine, by how often it switches. A task that sleeps
+/// between makes the lower rates.
 fn switches(bench: &Bench) -> Result<Curve> {
     let statistics = "/proc/sys/kernel/bpf_stats_enabled";
     let cgroup = TestCgroup::v2("bench");
@@ -172,16 +187,21 @@ fn switches(bench: &Bench) -> Result<Curve> {
             bench.progress(format_args!("scalability: context switches, turn {turn}"));
             let agent = Agent::start(bench, &path, &["--interval=1s".to_owned()])?;
             let start = Instant::now();
-            let busy = storm(pause_us, &cgroup, bench.duration())?;
+            let storm = Storm::start(pause_us, &cgroup)?;
+            std::thread::sleep(bench.duration());
             let seconds = start.elapsed().as_secs_f64();
-            drop(busy);
+            drop(storm);
             let probe = &agent.stop()?["self"]["probe"];
             let events = probe["events"].as_f64().context("the report counts no events")?;
             let each = probe["ns_per_event"].as_f64().context("the kernel kept no statistics")?;
             rates.push(events / seconds);
             costs.push(events / seconds * each * 1e-6);
         }
-        points.push((median(&rates).round(), costs));
+        let name = match pause_us {
+            Some(us) => format!("a task that wakes every {} µs", count(us)),
+            None => "two tasks that do nothing but switch".to_owned(),
+        };
+        points.push(Point { x: median(&rates).round(), name: Some(name), costs });
     }
     Ok(Curve {
         file: "probe-by-switches",
@@ -193,38 +213,21 @@ fn switches(bench: &Bench) -> Result<Curve> {
     })
 }
 
-/// Switches for a while: tasks that sleep and wake, or two that wake each other.
-fn storm(
-    pause_us: Option<u64>,
-    cgroup: &TestCgroup,
-    duration: Duration,
-) -> Result<Option<crate::simulators::load::Load>> {
-    use crate::simulators::load::{Load, Shape};
-    if let Some(pause) = pause_us {
-        let shape =
-            Shape::Duty { busy: Duration::from_micros(1), period: Duration::from_micros(pause) };
-        let load = Load::start(shape, cgroup.path(), Some(0));
-        std::thread::sleep(duration);
-        return Ok(Some(load));
+/// Switches as fast as it can, or a task that sleeps and wakes.
+enum Storm {
+    Ring { _ring: Ring },
+    Sleeper { _sleeper: Load },
+}
+
+impl Storm {
+    fn start(pause_us: Option<u64>, cgroup: &TestCgroup) -> Result<Self> {
+        let Some(pause_us) = pause_us else {
+            return Ok(Self::Ring { _ring: Ring::start(&[cgroup.path(); 2], 0)? });
+        };
+        let (busy, period) = (Duration::from_micros(1), Duration::from_micros(pause_us));
+        let sleeper = Load::start(Shape::Duty { busy, period }, cgroup.path(), Some(0));
+        Ok(Self::Sleeper { _sleeper: sleeper })
     }
-    let mut child = Command::new("sh")
-        .args(["-c", r#"echo $$ >"$0/cgroup.procs" && exec taskset -c 0 perf bench sched pipe -l 1000000000"#])
-        .arg(cgroup.path())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
-    std::thread::sleep(duration);
-    let ended = child.try_wait()?;
-    // It forks; the cgroup knows both.
-    let processes = std::fs::read_to_string(cgroup.path().join("cgroup.procs"))?;
-    for pid in processes.lines().filter_map(|pid| pid.parse().ok()) {
-        let pid = nix::unistd::Pid::from_raw(pid);
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-    }
-    child.wait()?;
-    anyhow::ensure!(ended.is_none(), "`taskset` or `perf` is not here");
-    Ok(None)
 }
 
 fn cpu_ms_per_second(bench: &Bench, agent: &Agent) -> Result<f64> {

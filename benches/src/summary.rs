@@ -98,19 +98,13 @@ pub(crate) fn missed(results: &Results) -> bool {
 
 /// Prints better, same, worse; `true` if anything got worse.
 pub(crate) fn comparison(before: &Results, after: &Results) -> bool {
-    let compared = match compare(before, after) {
-        Ok(compared) => compared,
-        Err(why) => {
-            eprintln!("{why}");
-            return false;
-        }
-    };
+    let compared = compare(before, after);
     if before.state.kernel != after.state.kernel {
         eprintln!("note: the baseline was taken on Linux {}", before.state.kernel);
     }
     let head = ["against the baseline", "before", "now", "", ""];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
-    rows.extend(compared.iter().map(|one| {
+    rows.extend(compared.metrics.iter().map(|one| {
         let verdict = match one.verdict {
             Verdict::Better => "better",
             Verdict::Same => "same",
@@ -127,5 +121,8 @@ pub(crate) fn comparison(before: &Results, after: &Results) -> bool {
     }));
     // Standard output may be a document.
     eprint!("\n{}", table(&rows, 1));
-    compared.iter().any(|one| one.verdict == Verdict::Worse)
+    for note in &compared.notes {
+        eprintln!("{note}");
+    }
+    compared.metrics.iter().any(|one| one.verdict == Verdict::Worse)
 }

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -31,6 +31,8 @@ pub(crate) enum Shape {
     /// One child after another, each of which runs for this long and ends: with 1 ms, close to a
     /// thousand a second.
     Forks { each: Duration },
+    /// Waits for a byte from one pipe and passes it on into another.
+    Relay { from: RawFd, to: RawFd },
 }
 
 impl Shape {
@@ -126,6 +128,12 @@ unsafe fn wait_then_run(shape: Shape, gate: i32, open: i32) -> ! {
                     }
                     child => libc::waitpid(child, std::ptr::null_mut(), 0),
                 };
+            },
+            Shape::Relay { from, to } => loop {
+                let byte = (&raw mut byte).cast();
+                if libc::read(from, byte, 1) != 1 || libc::write(to, byte, 1) != 1 {
+                    libc::_exit(1);
+                }
             },
         }
     }

@@ -1,6 +1,7 @@
 //! How wrong it can be: joules against power models whose truth is known, CPU time against the
 //! kernel.
 
+mod gpu;
 mod live;
 mod rapl;
 pub(crate) mod scenario;
@@ -44,6 +45,7 @@ pub(crate) fn bench(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
     books = books.max(random_scenarios(bench, outcome));
     let metric = Metric::exact("books, worst of all scenarios and windows", "", books);
     outcome.metrics.push(metric.with_noise(BOOKS).with_target(Target::below(BOOKS)));
+    gpu::joules(bench, outcome)?;
     live::cpu_time(bench, outcome)?;
     rapl::counter(bench, outcome)
 }

@@ -125,6 +125,20 @@ fn first() -> Vec<usize> {
 
 /// All scenarios of a directory, by name.
 pub(crate) fn load_all(directory: &Path) -> Result<Vec<(String, Scenario)>> {
+    let load = |path: &Path| -> Result<Scenario> {
+        let scenario: Scenario = serde_json::from_str(&std::fs::read_to_string(path)?)?;
+        let packages = scenario.jobs.iter().flat_map(|job| &job.packages);
+        ensure!(packages.max() < Some(&scenario.packages), "a job on a package that is not there");
+        Ok(scenario)
+    };
+    let scenarios = files(directory)?
+        .into_iter()
+        .map(|(name, path)| Ok((name, load(&path).with_context(|| path.display().to_string())?)));
+    scenarios.collect()
+}
+
+/// The JSON files of a directory and what the table calls them, in order.
+pub(super) fn files(directory: &Path) -> Result<Vec<(String, PathBuf)>> {
     let listed = std::fs::read_dir(directory).with_context(|| directory.display().to_string())?;
     let mut paths = listed
         .map(|entry| Ok(entry?.path()))
@@ -133,18 +147,9 @@ pub(crate) fn load_all(directory: &Path) -> Result<Vec<(String, Scenario)>> {
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
     paths.sort();
     ensure!(!paths.is_empty(), "{} holds no scenario", directory.display());
-    let load = |path: PathBuf| {
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().replace('-', " ");
-        let text = std::fs::read_to_string(&path)?;
-        let scenario: Scenario = serde_json::from_str(&text)?;
-        let packages = scenario.jobs.iter().flat_map(|job| &job.packages);
-        ensure!(packages.max() < Some(&scenario.packages), "a job on a package that is not there");
-        Ok((name, scenario))
-    };
-    paths
-        .into_iter()
-        .map(|path| load(path.clone()).with_context(|| path.display().to_string()))
-        .collect()
+    let name =
+        |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().replace('-', " ");
+    Ok(paths.into_iter().map(|path| (name(&path), path)).collect())
 }
 
 /// A scenario of this seed; jobs do the same work in a CPU-second.
