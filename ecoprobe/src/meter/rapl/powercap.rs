@@ -142,7 +142,7 @@ fn largest_limit(zone: &Path) -> f64 {
 #[derive(Debug)]
 struct Counter {
     path: PathBuf,
-    file: Option<File>,
+    file: Option<OpenFile>,
     /// The largest value it shows before it starts again at 0; `None` if it does not say.
     max: Option<u64>,
     last: Option<u64>,
@@ -168,27 +168,39 @@ impl Counter {
     /// been replaced or taken away, in which case the old one still reads, but stands still: so a
     /// count that did not move is believed only while the path leads to the same file.
     fn read(&mut self) -> Result<Reading, ReadError> {
-        if let Some(file) = &self.file {
-            match read_count(file, self.max) {
-                Ok(reading) if Some(reading.count) != self.last || is_at(file, &self.path) => {
+        if let Some(open) = &self.file {
+            match read_count(&open.file, self.max) {
+                Ok(reading) if Some(reading.count) != self.last || open.is_at(&self.path) => {
                     self.last = Some(reading.count);
                     return Ok(reading);
                 }
                 _ => self.file = None,
             }
         }
-        let file = File::open(&self.path)?;
-        let reading = read_count(&file, self.max)?;
-        self.file = Some(file);
+        let open = OpenFile::open(&self.path)?;
+        let reading = read_count(&open.file, self.max)?;
+        self.file = Some(open);
         self.last = Some(reading.count);
         Ok(reading)
     }
 }
 
-fn is_at(file: &File, path: &Path) -> bool {
-    match (file.metadata(), fs::metadata(path)) {
-        (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
-        _ => false,
+/// A file, and which one it is: its device and inode.
+#[derive(Debug)]
+struct OpenFile {
+    file: File,
+    identity: (u64, u64),
+}
+
+impl OpenFile {
+    fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let found = file.metadata()?;
+        Ok(Self { file, identity: (found.dev(), found.ino()) })
+    }
+
+    fn is_at(&self, path: &Path) -> bool {
+        fs::metadata(path).is_ok_and(|there| (there.dev(), there.ino()) == self.identity)
     }
 }
 
