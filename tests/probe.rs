@@ -171,6 +171,38 @@ fn the_raw_tracepoint_twin_agrees_as_well() {
     accuracy(Hook::RawTp);
 }
 
+/// Of different sizes, so that whose time is whose shows; and more than the probe remembers of a CPU.
+#[test]
+#[ignore = "needs root: it loads the probe and makes cgroups"]
+fn many_jobs_that_take_turns_on_a_cpu_are_told_apart() {
+    let _quiet = quiet();
+    let jobs: Vec<TestCgroup> = (0..24).map(|job| TestCgroup::v2(&format!("turn-{job}"))).collect();
+    let mut probe = Probe::v2(None).attach();
+    let slots: Vec<usize> = jobs.iter().map(|job| probe.select(job)).collect();
+    let loads: Vec<Load> = jobs
+        .iter()
+        .zip(1..)
+        .map(|(job, part)| {
+            let busy = Duration::from_micros(20 * part);
+            let shape = Shape::Duty { busy, period: Duration::from_millis(20) };
+            Load::start(shape, job.path(), Some(0))
+        })
+        .collect();
+    let theirs = || {
+        loads.iter().for_each(Load::update_account);
+        jobs.iter().map(TestCgroup::usage_ns).collect::<Vec<_>>()
+    };
+    sleep(Duration::from_millis(100));
+    let (before, start, after) = probe.read_within(theirs);
+    sleep(Duration::from_secs(2));
+    let (until, end, latest) = probe.read_within(theirs);
+    for (i, slot) in slots.into_iter().enumerate() {
+        let range = until[i] - after[i]..=latest[i] - before[i];
+        // `cpu.stat` has whole microseconds.
+        assert_within(&format!("job {i}"), end.since(&start, slot), range, 0.005, MS / 20);
+    }
+}
+
 #[test]
 #[ignore = "needs root: it loads the probe and makes cgroups"]
 fn every_window_of_a_job_that_never_yields_is_right() {

@@ -54,15 +54,9 @@ pub struct CpuState {
     pub vanishing_tgid: u32,
     /// Slot that the last task other than idle was to be billed to.
     pub cached_slot: u32,
-    /// Slot of `cgroup`.
-    pub cgroup_slot: u32,
     /// Where this CPU's counters begin. Written by the agent before the probe is attached.
     pub row: u32,
-    /// The cgroup that was cached before, as `cgroup`, and its slot: two jobs that take turns on a
-    /// CPU swap places.
-    pub previous_cgroup: u64,
-    pub previous_slot: u32,
-    pub _pad: [u32; 3],
+    pub _pad: [u32; 7],
 
     /// CLOCK_MONOTONIC minus the run-queue clock, ns.
     pub clock_offset: u64,
@@ -141,6 +135,19 @@ pub enum Field {
 
 pub const LAYOUT_LEN: usize = Field::KnId as usize + 1;
 
+/// How many cgroups each CPU remembers besides the one that ran last; a power of two.
+pub const NR_KNOWN: usize = 16;
+
+/// A cgroup that ran on a CPU, as [`CpuState`] has the last one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Known {
+    /// Address and [`NOT_KTHREADS`]; 0: none.
+    pub cgroup: u64,
+    pub slot: u32,
+    pub _pad: u32,
+}
+
 /// What the probe keeps about one cgroup.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -164,6 +171,8 @@ const _: () = {
     assert!(size_of::<CpuState>() == 256);
     assert!(core::mem::offset_of!(CpuState, cut_seq) == 64);
     assert!(core::mem::offset_of!(CpuState, clock_offset) == 128);
+    assert!(size_of::<Known>() == 16);
+    assert!(NR_KNOWN.is_power_of_two());
     assert!(size_of::<Resolved>() == 8);
     assert!(size_of::<CgroupEvent>() == 16);
 };

@@ -9,13 +9,13 @@ use aya_ebpf::{
         bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_probe_read_kernel as probe_read_kernel,
     },
     macros::{btf_tracepoint, map, raw_tracepoint},
-    maps::{Array, HashMap, LruHashMap, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
     programs::{BtfTracePointContext, RawTracePointContext},
 };
 use aya_log_ebpf::warn;
 use ecoprobe_ebpf::{
-    CgroupEvent, CpuState, Field, LAYOUT_LEN, MAX_CUTS, NOBODY, NOT_KTHREADS, OFFSET_AGE, Resolved,
-    SLOT_IDLE, SLOT_OTHER, VISITED,
+    CgroupEvent, CpuState, Field, Known, LAYOUT_LEN, MAX_CUTS, NOBODY, NOT_KTHREADS, NR_KNOWN,
+    OFFSET_AGE, Resolved, SLOT_IDLE, SLOT_OTHER, VISITED,
 };
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
@@ -30,6 +30,9 @@ const ROOT_CGROUP_ID: u64 = 1;
 /// `PF_KTHREAD` of `task_struct.flags`, unchanged since 2.6.
 const PF_KTHREAD: u32 = 0x0020_0000;
 
+/// 2^64 divided by the golden ratio.
+const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
+
 // What each CPU does now; one entry a possible CPU. Mapped by the agent.
 #[map]
 static CPUS: Array<CpuState> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -37,6 +40,11 @@ static CPUS: Array<CpuState> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 // CPU time in ns: a row of NR_SLOTS for each CPU, written by that CPU only. Mapped by the agent.
 #[map]
 static COUNTERS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+// The cgroups that ran on each CPU of late, by a hash of their address: on a CPU that many jobs share
+// each switch goes to another one.
+#[map]
+static KNOWN: PerCpuArray<[Known; NR_KNOWN]> = PerCpuArray::with_max_entries(1, 0);
 
 // The selected cgroups and their slots. Written by the agent only.
 #[map]
@@ -365,27 +373,29 @@ unsafe fn look_up<K: Kernel>(cpu: *mut CpuState, task: *const u8) {
     // SAFETY: as in on_switch; the news are read before what they could put out of date.
     unsafe {
         let news = read_volatile(&raw const (*cpu).news);
-        let cgroup = cgroup_of::<K>(task);
-        let seen = (*cpu).seen;
-        let fresh = seen.selection == news.selection && seen.made == news.made;
-        if !fresh || (*cpu).cgroup & !NOT_KTHREADS != cgroup as u64 {
-            let (before, before_slot) = ((*cpu).previous_cgroup, (*cpu).previous_slot);
-            (*cpu).previous_cgroup = if fresh { (*cpu).cgroup } else { 0 };
-            (*cpu).previous_slot = (*cpu).cgroup_slot;
-            if fresh && before & !NOT_KTHREADS == cgroup as u64 {
-                (*cpu).cgroup = before;
-                (*cpu).cgroup_slot = before_slot;
-            } else {
-                let id = cgroup_id::<K>(cgroup);
-                (*cpu).seen = news;
-                (*cpu).cgroup = cgroup as u64;
-                (*cpu).cgroup_slot = resolve::<K>(cgroup, id, news.selection);
-                if id == ROOT_CGROUP_ID && (*cpu).cgroup_slot != SLOT_OTHER {
-                    hide_from_kthreads(cpu);
-                }
+        let Some(known) = KNOWN.get_ptr_mut(0) else { return };
+        if (*cpu).seen.selection != news.selection || (*cpu).seen.made != news.made {
+            for i in 0..NR_KNOWN {
+                (*known)[i].cgroup = 0;
             }
+            (*cpu).seen = news;
         }
-        let mut slot = (*cpu).cgroup_slot;
+        let cgroup = cgroup_of::<K>(task);
+        // By way of memory, where the verifier takes a pointer for a number.
+        write_volatile(&raw mut (*cpu).cgroup, cgroup as u64);
+        let address = read_volatile(&raw const (*cpu).cgroup);
+        // The high bits of a product are a good hash (Knuth, volume 3, 6.4).
+        let hash = address.wrapping_mul(GOLDEN_RATIO) >> (u64::BITS - NR_KNOWN.ilog2());
+        let known = (&raw mut *known).cast::<Known>().add(hash as usize);
+        if (*known).cgroup & !NOT_KTHREADS != address {
+            let id = cgroup_id::<K>(cgroup);
+            let slot = resolve::<K>(cgroup, id, news.selection);
+            let hidden = id == ROOT_CGROUP_ID && slot != SLOT_OTHER;
+            (*known).cgroup = if hidden { address | NOT_KTHREADS } else { address };
+            (*known).slot = slot;
+        }
+        (*cpu).cgroup = (*known).cgroup;
+        let mut slot = (*known).slot;
         if (*cpu).cgroup & NOT_KTHREADS != 0 {
             let flags: u32 = K::read(task, Field::TaskFlags);
             if flags & PF_KTHREAD != 0 {
@@ -398,13 +408,6 @@ unsafe fn look_up<K: Kernel>(cpu: *mut CpuState, task: *const u8) {
             (*cpu).cached_slot = slot;
         }
     }
-}
-
-/// A function of its own, so that the verifier sees a number where it would see a pointer.
-#[inline(never)]
-unsafe fn hide_from_kthreads(cpu: *mut CpuState) {
-    // SAFETY: as in on_switch.
-    unsafe { (*cpu).cgroup |= NOT_KTHREADS };
 }
 
 #[inline(always)]
