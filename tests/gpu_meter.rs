@@ -345,8 +345,8 @@ fn real_processes_are_found_in_their_cgroups() {
     let Some(path) = path else { return };
     let machine = Machine::of(vec![device(vec![always(std::process::id(), 50.0)])]);
     let workloads = Arc::new(RwLock::new(vec![(path.to_owned(), 5)]));
-    let owners = Owners::new("/proc".as_ref(), Version::V2, workloads);
-    let run = machine.run_with(0.8, &machine.options(), move |pid| owners.slot_of(pid));
+    let owners = Owners::new("/proc".as_ref(), Version::V2, workloads, |_| None);
+    let run = machine.run_with(0.8, &machine.options(), owners);
     assert!(run.of(0).iter().all(|window| window.usage[0].slot == 5), "{:?}", run.of(0));
 }
 
@@ -644,7 +644,7 @@ fn without_permission_nobody_is_billed_but_energy_is_measured() {
 struct InContainer;
 
 impl PidOwner for InContainer {
-    fn slot_of(&self, _: u32) -> Option<usize> {
+    fn slot_of(&self, _: u32, _: u64) -> Option<usize> {
         panic!("a pid of another namespace must not be looked up here")
     }
 

@@ -169,6 +169,7 @@ fn turn_of_ours(hook: Hook, cgroup: &Cgroup) -> Result<f64> {
         v1_controller: None,
         hierarchy_id: 0,
         max_workloads: 1,
+        exits: false,
         hook: Some(hook),
     })?;
     probe.add_workload(cgroup.id()?)?.context("no room for a workload")?;

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use self::fault::OpenError;
 use self::latency::SharedLatencies;
-pub use self::owner::{Owners, PidOwner, Workloads};
+pub use self::owner::{Exit, Owners, PidOwner, Workloads};
 use crate::error::Error;
 use crate::report::{GpuDevice, GpuEnergyKind, GpuEnergySource, Quantiles};
 use crate::sample::Event;
