@@ -87,10 +87,9 @@ fn users_that_come_and_go_within_a_second() {
         }
     });
     let watts = static_power(1, 50.0);
-    let mut options = vec!["--static-power", &watts, "--duration", "6s"];
-    // Each change of users is seen at a refresh of the counter, and that as well as it is watched.
-    options.extend(["--gpu-process-interval", "300ms", "--gpu-interval", "10ms"]);
     let [first, second] = &jobs;
+    // At the usual intervals.
+    let options = ["--gpu-process-interval", "1s", "--static-power", &watts, "--duration", "6s"];
     let run = watch(&machine, &[first, second], &options);
     killer.join().unwrap();
     drop(keep);
