@@ -7,6 +7,8 @@
 
 #[path = "sim/gpu.rs"]
 mod gpu;
+#[path = "sim/gpu_meter.rs"]
+mod gpu_meter;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,161 +16,15 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use ecoprobe::error::Error;
-use ecoprobe::meter::gpu::{GpuEnd, GpuMeter, GpuOptions, Owners, PidOwner};
+use ecoprobe::meter::gpu::{GpuMeter, GpuOptions, Owners, PidOwner};
 use ecoprobe::meter::monotonic_ns;
-use ecoprobe::report::{GpuEnergyKind, GpuEnergySource, GpuReadMethod};
-use ecoprobe::sample::{Event, GpuMethod, GpuWindow, SLOT_OTHER};
+use ecoprobe::report::{GpuEnergyKind, GpuReadMethod};
+use ecoprobe::sample::{Event, GpuMethod, GpuWindow};
 use ecoprobe::workload::hierarchy::Version;
 use fake_nvml::{Device, Fault, Process, Scenario, Utilisation};
 
-use crate::gpu::{
-    DRIVER_NOT_LOADED, GPU_IS_LOST, Machine, NO_PERMISSION, always, device, process, uuid,
-};
-
-// ---- the machine ---------------------------------------------------------------------------------
-
-impl Machine {
-    fn options(&self) -> GpuOptions {
-        GpuOptions {
-            required: true,
-            library: Some(self.library()),
-            procfs: "/proc".into(),
-            interval: Duration::from_millis(10),
-            process_interval: Duration::from_millis(200),
-        }
-    }
-
-    /// Runs the meter until `seconds` after the machine's start.
-    fn run(&self, seconds: f64) -> Run {
-        self.run_with(seconds, &self.options(), pid_is_slot)
-    }
-
-    fn run_with(&self, seconds: f64, options: &GpuOptions, owner: impl PidOwner) -> Run {
-        let (meter, source, mut warnings) = GpuMeter::start(options.clone(), owner).unwrap();
-        let passed = Duration::from_nanos(monotonic_ns() - self.start_ns);
-        std::thread::sleep(Duration::from_secs_f64(seconds).saturating_sub(passed));
-        let stop_ns = monotonic_ns();
-        let mut events = Vec::new();
-        meter.drain(&mut events);
-        let end = meter.finish(Duration::from_secs(10));
-        events.extend(end.events.iter().cloned());
-        let mut windows: BTreeMap<String, Vec<GpuWindow>> = BTreeMap::new();
-        for event in events {
-            match event {
-                Event::Gpu(window) => windows.entry(window.uuid.clone()).or_default().push(window),
-                Event::Warning { message } => warnings.push(message),
-                other => panic!("{other:?}"),
-            }
-        }
-        Run { start_ns: self.start_ns, stop_ns, source, windows, warnings, end }
-    }
-}
-
-/// Pids up to 99 are workloads with the slot of that number, the rest belong to others.
-fn pid_is_slot(pid: u32) -> Option<usize> {
-    Some(if pid < 100 { pid as usize } else { SLOT_OTHER })
-}
-
-// ---- what came of it -----------------------------------------------------------------------------
-
-struct Run {
-    start_ns: u64,
-    stop_ns: u64,
-    source: GpuEnergySource,
-    windows: BTreeMap<String, Vec<GpuWindow>>,
-    warnings: Vec<String>,
-    end: GpuEnd,
-}
-
-/// A session in miniature: static energy apart, the rest by weight.
-#[derive(Debug, Default)]
-struct Books {
-    measured: f64,
-    idle: f64,
-    nobody: f64,
-    by_slot: BTreeMap<usize, f64>,
-}
-
-impl Run {
-    fn of(&self, index: usize) -> &[GpuWindow] {
-        self.windows.get(&uuid(index)).map_or(&[], Vec::as_slice)
-    }
-
-    /// Seconds since the machine's start that the windows of a device reach from and to.
-    fn span(&self, index: usize) -> (f64, f64) {
-        // The driver's samples reach back to before the start.
-        let seconds = |ns: u64| (ns as f64 - self.start_ns as f64) * 1e-9;
-        let windows = self.of(index);
-        (seconds(windows[0].from_ns), seconds(windows[windows.len() - 1].to_ns))
-    }
-
-    fn books(&self, index: usize, static_watts: f64) -> Books {
-        let mut books = Books::default();
-        for window in self.of(index) {
-            let joules = window.millijoules / 1e3;
-            let seconds = (window.to_ns - window.from_ns) as f64 * 1e-9;
-            let idle = (static_watts * seconds).min(joules);
-            let dynamic = joules - idle;
-            let weights: f64 = window.usage.iter().map(|usage| usage.weight).sum();
-            let weights = weights + window.lost_weight;
-            books.measured += joules;
-            books.idle += idle;
-            for usage in window.usage.iter().filter(|_| weights > 0.0) {
-                *books.by_slot.entry(usage.slot).or_default() += dynamic * usage.weight / weights;
-            }
-            if weights == 0.0 {
-                books.nobody += dynamic;
-            } else {
-                books.nobody += dynamic * window.lost_weight / weights;
-            }
-        }
-        let sum = books.idle + books.nobody + books.by_slot.values().sum::<f64>();
-        assert!((sum - books.measured).abs() <= 1e-9 * books.measured, "{books:?}");
-        books
-    }
-
-    /// Holds every user of a device, and the device, to the scenario's truth.
-    fn check(&self, index: usize, machine: &Machine, tolerance: f64) {
-        let device = &machine.scenario.devices[index];
-        let (from_s, to_s) = self.span(index);
-        assert!(from_s < 0.5, "the first window begins at {from_s} s");
-        let stop_s = (self.stop_ns - self.start_ns) as f64 * 1e-9;
-        assert!(to_s >= stop_s - 0.1, "windows end at {to_s} s, the run at {stop_s} s");
-        self.check_tiles(index);
-        let books = self.books(index, device.static_watts);
-        near("device", books.measured, device.joules(from_s, to_s), tolerance);
-        let mut truth: BTreeMap<usize, f64> = BTreeMap::new();
-        let pids: std::collections::BTreeSet<u32> =
-            device.processes.iter().map(|process| process.pid).collect();
-        for pid in pids {
-            let joules = device.dynamic_joules(pid, from_s, to_s);
-            *truth.entry(pid_is_slot(pid).unwrap()).or_default() += joules;
-        }
-        for (slot, joules) in truth {
-            let ours = books.by_slot.get(&slot).copied().unwrap_or(0.0);
-            near(&format!("slot {slot} on {index}"), ours, joules, tolerance);
-        }
-    }
-
-    fn check_tiles(&self, index: usize) {
-        for pair in self.of(index).windows(2) {
-            assert_eq!(pair[0].to_ns, pair[1].from_ns);
-        }
-    }
-
-    fn warned(&self, text: &str) -> usize {
-        self.warnings.iter().filter(|warning| warning.contains(text)).count()
-    }
-}
-
-#[track_caller]
-fn near(what: &str, ours: f64, truth: f64, tolerance: f64) {
-    assert!(
-        (ours - truth).abs() <= tolerance * truth.abs().max(1.0),
-        "{what}: {ours:.3} J, in truth {truth:.3} J ({:+.2} %)",
-        100.0 * (ours / truth - 1.0)
-    );
-}
+use crate::gpu::{DRIVER_NOT_LOADED, GPU_IS_LOST, Machine, NO_PERMISSION, always, device, process};
+use crate::gpu_meter::{near, pid_is_slot};
 
 // ---- who pays ------------------------------------------------------------------------------------
 
@@ -345,8 +201,8 @@ fn real_processes_are_found_in_their_cgroups() {
     let Some(path) = path else { return };
     let machine = Machine::of(vec![device(vec![always(std::process::id(), 50.0)])]);
     let workloads = Arc::new(RwLock::new(vec![(path.to_owned(), 5)]));
-    let owners = Owners::new("/proc".as_ref(), Version::V2, workloads);
-    let run = machine.run_with(0.8, &machine.options(), move |pid| owners.slot_of(pid));
+    let owners = Owners::new("/proc".as_ref(), Version::V2, workloads, |_| None);
+    let run = machine.run_with(0.8, &machine.options(), owners);
     assert!(run.of(0).iter().all(|window| window.usage[0].slot == 5), "{:?}", run.of(0));
 }
 
@@ -644,7 +500,7 @@ fn without_permission_nobody_is_billed_but_energy_is_measured() {
 struct InContainer;
 
 impl PidOwner for InContainer {
-    fn slot_of(&self, _: u32) -> Option<usize> {
+    fn slot_of(&self, _: u32, _: u64) -> Option<usize> {
         panic!("a pid of another namespace must not be looked up here")
     }
 

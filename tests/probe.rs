@@ -15,11 +15,13 @@ use std::fs;
 use std::io::Write as _;
 use std::ops::RangeInclusive;
 use std::path::Path;
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::Duration;
 
 use ecoprobe::meter::cpu_time::{CpuTime, Hook, LoadOptions};
+use ecoprobe::meter::monotonic_ns;
 use ecoprobe::sample::SLOT_OTHER;
 
 use crate::cgroup::{TestCgroup, v2_mount};
@@ -54,7 +56,7 @@ impl Reading {
 
 impl Probe {
     fn v2(hook: Option<Hook>) -> Self {
-        Self::load(hook, None, 0, 64)
+        Self::load(hook, None, 0, 64, false)
     }
 
     fn load(
@@ -62,6 +64,7 @@ impl Probe {
         v1_controller: Option<&str>,
         hierarchy_id: u32,
         max_workloads: u32,
+        exits: bool,
     ) -> Self {
         let cpus = aya::util::nr_cpus().expect("the number of possible CPUs");
         let cpu_time = CpuTime::load(LoadOptions {
@@ -71,6 +74,7 @@ impl Probe {
             v1_controller,
             hierarchy_id,
             max_workloads,
+            exits,
             hook,
         })
         .unwrap_or_else(|error| panic!("{error}"));
@@ -351,7 +355,7 @@ fn online_cpus() -> u64 {
 fn beyond_the_capacity_time_goes_to_other() {
     let _quiet = quiet();
     let jobs = ["first", "second"].map(TestCgroup::v2);
-    let mut probe = Probe::load(None, None, 0, 1).attach();
+    let mut probe = Probe::load(None, None, 0, 1, false).attach();
     probe.select(&jobs[0]);
     assert_eq!(probe.cpu_time.add_workload(jobs[1].id()).unwrap(), None);
     let hog = Load::hog(jobs[1].path(), 0);
@@ -428,6 +432,47 @@ fn kernel_threads_ns() -> u64 {
         .sum()
 }
 
+/// Lives for a millisecond or so, and ends in that cgroup, if one is given. Its pid.
+fn short_process(cgroup: Option<&TestCgroup>) -> u32 {
+    let join = cgroup.map_or(String::new(), |cgroup| {
+        format!("echo $$ > {}", cgroup.path().join("cgroup.procs").display())
+    });
+    let mut child = Command::new("sh").args(["-c", &join]).spawn().unwrap();
+    assert!(child.wait().unwrap().success());
+    child.id()
+}
+
+#[test]
+#[ignore = "needs root: it loads the probe and makes cgroups"]
+fn who_has_exited_is_known() {
+    let _quiet = quiet();
+    let job = TestCgroup::v2("exits");
+    let child = job.child("child");
+    assert!(Probe::v2(None).cpu_time.take_exits().is_none());
+    for hook in [Hook::TpBtf, Hook::RawTp] {
+        let mut probe = Probe::load(Some(hook), None, 0, 8, true);
+        let exits = probe.cpu_time.take_exits().unwrap();
+        let slot = probe.select(&job);
+        let mut probe = probe.attach();
+        let unseen = short_process(Some(&job));
+        probe.cpu_time.watch_exits().unwrap();
+        assert_eq!(exits.find(unseen), None, "nobody asked for exits yet");
+
+        let start = monotonic_ns();
+        let of = |cgroup| (0..100).map(|_| short_process(cgroup)).collect::<Vec<_>>();
+        let inside = [of(Some(&job)), of(Some(&child))].concat();
+        let outside = of(None);
+        let lived = start..monotonic_ns();
+        for (pids, slot) in [(inside, slot), (outside, SLOT_OTHER)] {
+            for pid in pids {
+                let (found, exit_ns) = exits.find(pid).expect("it has exited");
+                assert_eq!(found, slot, "{pid}");
+                assert!(lived.contains(&exit_ns), "{exit_ns} {lived:?}");
+            }
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs root and a cgroup v1 mount"]
 fn v1_cpu_time_agrees_with_cpuacct() {
@@ -442,7 +487,7 @@ fn v1_cpu_time_agrees_with_cpuacct() {
             controllers.split(',').any(|one| one == "cpuacct").then(|| id.parse().unwrap())
         })
         .expect("the hierarchy's number");
-    let mut probe = Probe::load(None, Some("cpuacct"), hierarchy, 8).attach();
+    let mut probe = Probe::load(None, Some("cpuacct"), hierarchy, 8, false).attach();
     let slot = probe.select(&job);
     let hog = Load::hog(job.path(), 0);
     let child = job.child("child");

@@ -167,6 +167,16 @@ pub struct CgroupEvent {
     pub _pad: u32,
 }
 
+/// Whose a process was of which a thread has exited.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Exited {
+    /// When, CLOCK_MONOTONIC, ns.
+    pub mono_ns: u64,
+    pub slot: u32,
+    pub _pad: u32,
+}
+
 const _: () = {
     assert!(size_of::<CpuState>() == 256);
     assert!(core::mem::offset_of!(CpuState, cut_seq) == 64);
@@ -175,4 +185,5 @@ const _: () = {
     assert!(NR_KNOWN.is_power_of_two());
     assert!(size_of::<Resolved>() == 8);
     assert!(size_of::<CgroupEvent>() == 16);
+    assert!(size_of::<Exited>() == 16);
 };

@@ -14,8 +14,8 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::warn;
 use ecoprobe_ebpf::{
-    CgroupEvent, CpuState, Field, Known, LAYOUT_LEN, MAX_CUTS, NOBODY, NOT_KTHREADS, NR_KNOWN,
-    OFFSET_AGE, Resolved, SLOT_IDLE, SLOT_OTHER, VISITED,
+    CgroupEvent, CpuState, Exited, Field, Known, LAYOUT_LEN, MAX_CUTS, NOBODY, NOT_KTHREADS,
+    NR_KNOWN, OFFSET_AGE, Resolved, SLOT_IDLE, SLOT_OTHER, VISITED,
 };
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
@@ -54,6 +54,10 @@ static SELECTED: HashMap<u64, u32> = HashMap::with_max_entries(1, 0);
 // room, is worked out again from SELECTED.
 #[map]
 static RESOLVED: LruHashMap<u64, Resolved> = LruHashMap::with_max_entries(1, 0);
+
+// Whose the processes were that exited lately, by thread group. The oldest make room.
+#[map]
+static EXITED: LruHashMap<u32, Exited> = LruHashMap::with_max_entries(1, 0);
 
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
@@ -156,6 +160,19 @@ fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "cgroup_rmdir")]
 fn cgroup_rmdir_raw(ctx: RawTracePointContext) -> i32 {
     on_cgroup::<Untyped>(ctx.arg(0), 0);
+    0
+}
+
+// Newer kernels have more arguments; the first is the same in all.
+#[btf_tracepoint(function = "sched_process_exit")]
+fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
+    on_exit::<Typed>(ctx.arg(0));
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+fn sched_process_exit_raw(ctx: RawTracePointContext) -> i32 {
+    on_exit::<Untyped>(ctx.arg(0));
     0
 }
 
@@ -548,5 +565,22 @@ fn on_cgroup<K: Kernel>(cgroup: *const u8, made: u32) {
         {
             (*cpu).lost_events += 1;
         }
+    }
+}
+
+/// A thread exits. Its leader may be gone already or go on, so each of them is noted, and the last
+/// one's word stands.
+#[inline(always)]
+fn on_exit<K: Kernel>(task: *const u8) {
+    // SAFETY: the tracepoint's own argument and BTF's offsets; it has not left its cgroup yet.
+    unsafe {
+        let Some(this) = CPUS.get_ptr_mut(bpf_get_smp_processor_id()) else { return };
+        let selection = read_volatile(&raw const (*this).news.selection);
+        let cgroup = cgroup_of::<K>(task);
+        let slot = resolve::<K>(cgroup, cgroup_id::<K>(cgroup), selection);
+        let tgid: u32 = K::read(task, Field::TaskTgid);
+        let exited = Exited { mono_ns: bpf_ktime_get_ns(), slot, _pad: 0 };
+        // One that finds no room is a process whose GPU time is billed to nobody, if it had any.
+        let _ = EXITED.insert(tgid, exited, 0);
     }
 }

@@ -13,7 +13,7 @@ use crate::cli::{GpuEnergyChoice, MeasureArgs, Roots};
 use crate::command::settings::settings;
 use crate::error::Error;
 use crate::host::{self, topology::Topology};
-use crate::meter::cpu_time::{CpuTime, LoadOptions};
+use crate::meter::cpu_time::{CpuTime, Exits, LoadOptions};
 use crate::meter::gpu::{GpuMeter, GpuOptions, Owners, Workloads};
 use crate::meter::{EnergyMeter, monotonic_ns, open_cpu_energy};
 use crate::recording::{Recorder, RecordingError};
@@ -98,6 +98,7 @@ impl Collector {
             v1_controller: hierarchy.v1_controller(),
             hierarchy_id,
             max_workloads: most,
+            exits: args.gpu_energy != GpuEnergyChoice::None,
             hook: None,
         })?;
 
@@ -111,7 +112,10 @@ impl Collector {
         }
 
         // After the probe: loading it keeps other threads from opening files for a moment.
-        let gpu = open_gpu(args, hierarchy, &owners)?;
+        let gpu = open_gpu(args, hierarchy, &owners, cpu_time.take_exits())?;
+        if gpu.meter.is_some() {
+            cpu_time.watch_exits()?;
+        }
         let settings = settings(&args.settings, Settings::default(), &domains, &gpu.source)?;
         cpu_time.attach()?;
 
@@ -401,6 +405,7 @@ fn open_gpu(
     args: &MeasureArgs,
     hierarchy: &Hierarchy,
     owners: &Workloads,
+    exits: Option<Exits>,
 ) -> Result<OpenedGpu, Error> {
     if args.gpu_energy == GpuEnergyChoice::None {
         let source = GpuEnergySource { kind: GpuEnergyKind::None, devices: Vec::new() };
@@ -413,7 +418,9 @@ fn open_gpu(
         interval: args.gpu_interval,
         process_interval: args.gpu_process_interval,
     };
-    let owner = Owners::new(&args.roots.procfs, hierarchy.version.clone(), owners.clone());
+    let exited = move |pid| exits.as_ref()?.find(pid);
+    let (procfs, version) = (&args.roots.procfs, hierarchy.version.clone());
+    let owner = Owners::new(procfs, version, owners.clone(), exited);
     let (meter, source, warnings) = GpuMeter::start(options, owner)?;
     let meter = (source.kind != GpuEnergyKind::None).then_some(meter);
     Ok(OpenedGpu { meter, source, warnings })

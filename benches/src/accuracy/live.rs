@@ -51,6 +51,7 @@ fn error(shape: Shape, duration: Duration) -> Result<f64> {
         v1_controller: None,
         hierarchy_id: 0,
         max_workloads: 1,
+        exits: false,
         hook: None,
     })?;
     probe.add_workload(cgroup.id())?.context("no room for a workload")?;

@@ -55,6 +55,7 @@ impl Attached {
             v1_controller: None,
             hierarchy_id: 0,
             max_workloads: selected.len() as u32,
+            exits: false,
             hook: Some(hook),
         })?;
         for id in selected {

@@ -76,6 +76,7 @@ const TRACEPOINTS: &[(&str, &str)] = &[
     ("cgroup_attach_task", "btf_trace_cgroup_attach_task"),
     ("cgroup_mkdir", "btf_trace_cgroup_mkdir"),
     ("cgroup_rmdir", "btf_trace_cgroup_rmdir"),
+    ("sched_process_exit", "btf_trace_sched_process_exit"),
 ];
 
 const SUBSYSTEMS: &str = "cgroup_subsys_id";

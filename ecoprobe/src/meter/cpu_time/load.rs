@@ -10,7 +10,7 @@ use aya::maps::{HashMap, Map, MapData, RingBuf};
 use aya::programs::{BtfTracePoint, RawTracePoint};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
 use aya_log::EbpfLogger;
-use ecoprobe_ebpf::{CgroupEvent, Field, LAYOUT_LEN};
+use ecoprobe_ebpf::{CgroupEvent, Exited, Field, LAYOUT_LEN};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
@@ -54,6 +54,8 @@ pub struct LoadOptions<'a> {
     /// That hierarchy's id in `/proc/self/cgroup`; 0 for cgroup2.
     pub hierarchy_id: u32,
     pub max_workloads: u32,
+    /// Whether [`CpuTime::watch_exits`] may be asked for; if not, it costs no memory either.
+    pub exits: bool,
     /// `None`: whatever this kernel can do best.
     pub hook: Option<Hook>,
 }
@@ -66,6 +68,8 @@ pub struct CpuTime {
     counters: Counters,
     selected: HashMap<MapData, u64, u32>,
     events: RingBuf<MapData>,
+    /// Until somebody takes them.
+    exits: Option<Exits>,
     logger: EbpfLogger<ProbeLog>,
     log: ProbeLog,
     max_workloads: usize,
@@ -114,13 +118,17 @@ impl CpuTime {
             .map_max_entries("COUNTERS", constants.nr_cpus.saturating_mul(constants.nr_slots))
             .map_max_entries("SELECTED", options.max_workloads)
             // Children of the selected cgroups and everybody else's cgroups share this cache.
-            .map_max_entries("RESOLVED", options.max_workloads.saturating_mul(2).max(8192));
+            .map_max_entries("RESOLVED", options.max_workloads.saturating_mul(2).max(8192))
+            .map_max_entries("EXITED", if options.exits { MOST_EXITED } else { 1 });
         loader.override_global("LAYOUT", &constants.fields[..], true);
         let mut ebpf = loader.load(OBJECT).map_err(|error| cannot("load the probe", &error))?;
         let btf = Btf::parse(&layout.tracepoint_btf(), Endianness::default())
             .map_err(|error| cannot("use this kernel's BTF", &error))?;
         for tracepoint in TRACEPOINTS {
             load_program(&mut ebpf, tracepoint, hook, &btf)?;
+        }
+        if options.exits {
+            load_program(&mut ebpf, EXIT, hook, &btf)?;
         }
         drop(btf);
 
@@ -135,6 +143,7 @@ impl CpuTime {
         let internal = |error| cannot("use the probe's maps", &error);
         let selected = HashMap::try_from(take_map(&mut ebpf, "SELECTED")?).map_err(internal)?;
         let events = RingBuf::try_from(take_map(&mut ebpf, "EVENTS")?).map_err(internal)?;
+        let exits = HashMap::try_from(take_map(&mut ebpf, "EXITED")?).map_err(internal)?;
         let log = ProbeLog::default();
         let logger = EbpfLogger::init_with_logger(&mut ebpf, log.clone())
             .map_err(|error| cannot("read the probe's log", &error))?;
@@ -144,6 +153,7 @@ impl CpuTime {
             counters,
             selected,
             events,
+            exits: options.exits.then_some(Exits(exits)),
             logger,
             log,
             max_workloads: options.max_workloads as usize,
@@ -165,6 +175,17 @@ impl CpuTime {
         }
         switch_every_cpu(self.counters.nr_cpus());
         Ok(())
+    }
+
+    /// Whose processes were that have exited; `None` if not loaded for it, or taken before. There is
+    /// nothing in it until [`CpuTime::watch_exits`].
+    pub fn take_exits(&mut self) -> Option<Exits> {
+        self.exits.take()
+    }
+
+    /// From now on, notes whose each process was that exits.
+    pub fn watch_exits(&mut self) -> Result<(), Error> {
+        attach_program(&mut self.ebpf, EXIT, self.hook)
     }
 
     /// Selects a cgroup; its subtree's time goes to the returned slot from now on. `None`: there is
@@ -235,6 +256,28 @@ impl CpuTime {
     }
 }
 
+/// The processes that exited lately, as the probe noted them.
+#[derive(Debug)]
+pub struct Exits(HashMap<MapData, u32, Value>);
+
+/// As the map has it.
+#[derive(Debug, Clone, Copy)]
+#[repr(transparent)]
+struct Value(Exited);
+
+// SAFETY: integers without implicit padding.
+unsafe impl aya::Pod for Value {}
+
+impl Exits {
+    /// The slot that a process of the initial pid namespace was billed to when a thread of it exited
+    /// last, and the CLOCK_MONOTONIC time of that in nanoseconds. One system call.
+    pub fn find(&self, pid: u32) -> Option<(usize, u64)> {
+        // An error is that there is no such process.
+        let Value(exited) = self.0.get(&pid, 0).ok()?;
+        Some((exited.slot as usize, exited.mono_ns))
+    }
+}
+
 /// What a BPF program cost since it was loaded, by the kernel's own account.
 #[derive(Debug, Clone, Copy)]
 pub struct RunTime {
@@ -244,6 +287,12 @@ pub struct RunTime {
 
 const TRACEPOINTS: [&str; 4] =
     ["cgroup_attach_task", "cgroup_mkdir", "cgroup_rmdir", "sched_switch"];
+
+/// Attached only where somebody asks who has exited.
+const EXIT: &str = "sched_process_exit";
+
+/// How many exited processes are remembered: two looks' worth where thousands exit in each second.
+const MOST_EXITED: u32 = 8 * 1024;
 
 fn program_name(tracepoint: &str, hook: Hook) -> String {
     match hook {

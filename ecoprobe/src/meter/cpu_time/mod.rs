@@ -6,4 +6,4 @@
 mod load;
 mod read;
 
-pub use load::{CpuTime, Hook, LoadOptions, RunTime};
+pub use load::{CpuTime, Exits, Hook, LoadOptions, RunTime};

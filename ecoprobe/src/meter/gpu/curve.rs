@@ -13,6 +13,8 @@ const MOST_WATTS: f64 = 20_000.0;
 struct Knot {
     ns: u64,
     millijoules: f64,
+    /// By how much `ns` can be wrong.
+    off_ns: u64,
 }
 
 /// What a reading of the counter meant.
@@ -34,7 +36,8 @@ pub(super) struct Curve {
     began_ns: u64,
     /// The counter's last reading, and the first one with that value.
     last: Option<(u64, u64)>,
-    changed_ns: Option<u64>,
+    /// The last reading that gave a new value, and how long before it the old one was read.
+    changed: Option<(u64, u64)>,
     /// Readings since then that gave the same value.
     still: u32,
     /// How often the counter refreshes, where it was read often enough to tell; nanoseconds.
@@ -61,36 +64,54 @@ impl Curve {
             return Step::Still;
         }
         // What a stale first value and the longest refresh can hide is far below this margin.
-        let seconds = (ns - last_ns.min(self.changed_ns.unwrap_or(last_ns))) as f64 * 1e-9 + 1.0;
+        let changed_ns = self.changed.map_or(last_ns, |(ns, _)| ns);
+        let seconds = (ns - changed_ns) as f64 * 1e-9 + 1.0;
         if millijoules < last || (millijoules - last) as f64 > MOST_WATTS * seconds * 1e3 {
             return Step::Broken;
         }
-        // With three readings or more to a refresh, the distance of two changes is known to a third.
-        if let Some(changed) = self.changed_ns
-            && self.still >= 3
+        // With two readings or more to a refresh, the distance of two changes is known to a half,
+        // and their mean far better.
+        let gap = ns - last_ns;
+        if let Some((changed_ns, changed_gap)) = self.changed
+            && 2 * gap.max(changed_gap) <= ns - changed_ns
         {
-            let distance = ns - changed;
+            let distance = ns - changed_ns;
             self.refresh = Some(self.refresh.map_or(distance, |known| (3 * known + distance) / 4));
         }
         // The refresh came after the reading before, and no longer ago than refreshes are apart:
         // the middle of that is the best guess. Without knowing the latter: the reading's own time.
-        let age = match self.refresh {
-            Some(refresh) => (ns - last_ns).min(refresh) / 2,
-            None if self.still > 0 => (ns - last_ns) / 2,
-            None => 0,
+        let (age, off_ns) = match self.refresh {
+            Some(refresh) => (gap.min(refresh) / 2, gap.min(refresh) / 2),
+            None if self.still > 0 => (gap / 2, gap / 2),
+            None => (0, gap),
         };
         self.last = Some((ns, millijoules));
-        self.changed_ns = Some(ns);
+        self.changed = Some((ns, gap));
         self.still = 0;
-        self.push(ns - age, (millijoules - self.base) as f64);
+        let millijoules = (millijoules - self.base) as f64;
+        self.sharpen_last(ns - age, off_ns);
+        self.push(Knot { ns: ns - age, millijoules, off_ns });
         Step::Advanced
+    }
+
+    /// A refresh whose time is known tells that of the one before, if that was vague. Where the curve
+    /// begins, a window may have ended: that knot stays.
+    fn sharpen_last(&mut self, next_ns: u64, off_ns: u64) {
+        let begin = self.knots.len() < 2;
+        if let (Some(last), Some(refresh), false) = (self.knots.back_mut(), self.refresh, begin)
+            && last.off_ns > off_ns
+            && let Some(ns) = next_ns.checked_sub(refresh)
+            && ns.abs_diff(last.ns) <= 2 * last.off_ns
+        {
+            last.ns = ns.clamp(last.ns - last.off_ns, last.ns + last.off_ns);
+        }
     }
 
     /// Takes a reading of power, milliwatts: the straight line from the one before is integrated.
     pub(super) fn power(&mut self, ns: u64, milliwatts: f64) {
         let Some((before_ns, before)) = self.power else {
             self.power = Some((ns, milliwatts));
-            self.push(ns, 0.0);
+            self.push(Knot { ns, millijoules: 0.0, off_ns: 0 });
             return;
         };
         if ns <= before_ns || milliwatts > MOST_WATTS * 1e3 {
@@ -99,15 +120,15 @@ impl Curve {
         self.power = Some((ns, milliwatts));
         let seconds = (ns - before_ns) as f64 * 1e-9;
         let sum = self.knots.back().map_or(0.0, |knot| knot.millijoules);
-        self.push(ns, sum + (before + milliwatts) / 2.0 * seconds);
+        let millijoules = sum + (before + milliwatts) / 2.0 * seconds;
+        self.push(Knot { ns, millijoules, off_ns: 0 });
     }
 
-    fn push(&mut self, ns: u64, millijoules: f64) {
-        let late = self.knots.back().is_none_or(|last| ns > last.ns);
+    fn push(&mut self, knot: Knot) {
         // Two changes seen at one instant cannot be told apart; the later one holds both.
         match self.knots.back_mut() {
-            Some(last) if !late => last.millijoules = millijoules,
-            _ => self.knots.push_back(Knot { ns, millijoules }),
+            Some(last) if knot.ns <= last.ns => last.millijoules = knot.millijoules,
+            _ => self.knots.push_back(knot),
         }
     }
 
@@ -115,7 +136,7 @@ impl Curve {
     /// that it showed there. Without a knot so far, it begins there.
     pub(super) fn settle(&mut self) {
         if let Some((ns, count)) = self.last {
-            self.push(ns, (count - self.base) as f64);
+            self.push(Knot { ns, millijoules: (count - self.base) as f64, off_ns: 0 });
         }
     }
 
@@ -136,6 +157,12 @@ impl Curve {
     /// Where the curve ends so far.
     pub(super) fn last_ns(&self) -> Option<u64> {
         self.knots.back().map(|knot| knot.ns)
+    }
+
+    /// The newest knot after one instant and up to another whose time is known to within `off_ns`.
+    pub(super) fn knot_within(&self, off_ns: u64, after: u64, until: u64) -> Option<u64> {
+        let there = self.knots.iter().rev().filter(|knot| knot.ns > after && knot.ns <= until);
+        there.map(|knot| (knot.ns, knot.off_ns)).find(|(_, off)| *off <= off_ns).map(|(ns, _)| ns)
     }
 
     /// Whether two refreshes have been seen: the first to begin at, the second to know how far
@@ -226,6 +253,23 @@ mod tests {
         assert_eq!(curve.clone().count(20 * MS, 1099), Step::Broken);
         assert_eq!(curve.clone().count(20 * MS, u64::MAX), Step::Broken);
         assert_eq!(curve.count(20 * MS, 1100), Step::Still);
+    }
+
+    #[test]
+    fn a_close_look_tells_a_sharp_moment_from_a_vague_one() {
+        let mut curve = Curve::default();
+        // Every 5 ms for as long as it takes to know the refresh, then every 100 ms, then closely.
+        let times = (0..=210).step_by(5).chain([310, 410, 510]).chain((510..=610).step_by(5));
+        for ms in times {
+            curve.count(ms * MS, 1_000_000 + (ms + 31) / 100 * 100 * 100);
+        }
+        // The last three refreshes were at 369, 469 and 569 ms.
+        let sharp = curve.knot_within(5 * MS, 300 * MS, 600 * MS).unwrap();
+        assert!(sharp.abs_diff(569 * MS) <= 5 * MS / 2, "{sharp}");
+        assert_eq!(curve.knot_within(5 * MS, 300 * MS, 560 * MS), None);
+        let vague = curve.knot_within(u64::MAX, 300 * MS, 560 * MS).unwrap();
+        assert!(vague.abs_diff(469 * MS) <= 50 * MS, "{vague}");
+        assert_eq!(curve.knot_within(u64::MAX, sharp, u64::MAX), None);
     }
 
     #[test]

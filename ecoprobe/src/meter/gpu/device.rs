@@ -1,10 +1,12 @@
 //! One device: its energy curve, who is on it, and the windows made of both.
 
 mod census;
+mod visit;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use self::visit::{Alone, Phase, SHARP_NS};
 use super::clock::Clock;
 use super::curve::{Curve, Step};
 use super::fault::{Fault, Remedy};
@@ -67,6 +69,8 @@ struct State {
     curve: Curve,
     /// Where the last window ended.
     edge_ns: Option<u64>,
+    phase: Phase,
+    alone: Alone,
     /// Newest power sample seen, where those are integrated.
     power_since_us: u64,
     /// Sum and number of instantaneous power readings in this window, milliwatts.
@@ -244,34 +248,28 @@ impl Device {
         self.state.power_since_us = self.state.power_since_us.max(newest);
     }
 
-    /// The slow group: who is on the device and what they did; then a window, up to where energy
-    /// and usage are both known.
-    pub(super) fn survey<O: PidOwner>(&mut self, context: &mut Context<O>) {
-        if self.lost && !self.regain(context) {
-            return;
-        }
-        let census = self.take_census(context);
-        let now = self.state.polled_ns;
-        let covered = now.saturating_sub(self.state.sampling.lag_ns());
-        let edge = self.state.curve.last_ns().map(|last| last.min(covered));
-        self.window(context, edge, census);
-    }
-
-    /// Whether the energy up to that instant is known, or never will be.
+    /// Whether the energy is known at a moment no earlier than that, or never will be.
     pub(super) fn covers(&self, ns: u64) -> bool {
-        self.lost || self.state.curve.last_ns().is_some_and(|last| last >= ns)
+        self.lost || self.state.curve.knot_within(SHARP_NS, ns, u64::MAX).is_some()
     }
 
-    /// The last window, up to the end of the curve.
+    /// When the utilisation samples up to the end of the curve have surely been delivered.
+    pub(super) fn told_ns(&self) -> u64 {
+        self.state.curve.last_ns().map_or(0, |last| last + self.state.sampling.lag_ns())
+    }
+
+    /// The last windows: one up to `ns`, where the run ended, and what the counter tells beyond that.
+    /// In one, power would be taken as constant, and who ran last be billed for what came then.
     pub(super) fn close<O: PidOwner>(&mut self, context: &mut Context<O>, ns: u64, ask: bool) {
         if self.lost {
             return;
         }
-        if !self.covers(ns) {
+        if self.state.curve.last_ns().is_none_or(|last| last < ns) {
             self.state.curve.settle();
         }
         let census = if ask { self.take_census(context) } else { self.state.census.clone() };
         let edge = self.state.curve.last_ns();
+        self.window(context, edge.map(|last| last.min(ns)), census.clone());
         self.window(context, edge, census);
     }
 
@@ -323,6 +321,7 @@ impl Device {
             _ => None,
         };
         let split = shares(&state.census, &census, &ran, busy.map(|busy| busy * seconds));
+        state.alone.note(&split);
         let spacing = state.curve.forget_before(to_ns);
         let (sum, readings) = std::mem::take(&mut state.power);
         state.edge_ns = Some(to_ns);

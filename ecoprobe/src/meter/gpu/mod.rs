@@ -4,6 +4,12 @@
 //! energy and power often, who uses a device rarely. It publishes [`GpuWindow`]s; whoever drains
 //! them never waits for the driver.
 //!
+//! A window's energy is shared by what its users computed in it, so all depends on its two edges:
+//! energy and use must be cut at the same moment. The energy at a moment is known when the counter
+//! is seen to move there, the use up to it when the driver has delivered its samples. So before each
+//! survey the counters are read every 5 ms until they have moved, the survey follows when the samples
+//! reach that far, and the window ends right there.
+//!
 //! [`GpuWindow`]: crate::sample::GpuWindow
 
 mod clock;
@@ -24,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use self::fault::OpenError;
 use self::latency::SharedLatencies;
-pub use self::owner::{Owners, PidOwner, Workloads};
+pub use self::owner::{Exit, Owners, PidOwner, Workloads};
 use crate::error::Error;
 use crate::report::{GpuDevice, GpuEnergyKind, GpuEnergySource, Quantiles};
 use crate::sample::Event;

@@ -1,18 +1,18 @@
 //! Whose a process is: pid → cgroup → workload.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::sample::SLOT_OTHER;
 use crate::workload::hierarchy::Version;
 
 /// Tells the GPU meter whose a process is. Asked from the poller's thread.
 pub trait PidOwner: Send + 'static {
-    /// The slot of a pid of the initial pid namespace, looked up now; `SLOT_OTHER` for a process
-    /// of no workload, `None` if the process is gone and was never seen.
-    fn slot_of(&self, pid: u32) -> Option<usize>;
+    /// The slot of the process that had this pid of the initial pid namespace at `at_ns`
+    /// (CLOCK_MONOTONIC); `SLOT_OTHER` for a process of no workload, `None` if that cannot be told
+    /// any more.
+    fn slot_of(&self, pid: u32, at_ns: u64) -> Option<usize>;
 
     /// Whether the pids that the driver gives mean anything here.
     fn sees_host_pids(&self) -> bool {
@@ -21,7 +21,7 @@ pub trait PidOwner: Send + 'static {
 }
 
 impl<F: Fn(u32) -> Option<usize> + Send + 'static> PidOwner for F {
-    fn slot_of(&self, pid: u32) -> Option<usize> {
+    fn slot_of(&self, pid: u32, _: u64) -> Option<usize> {
         self(pid)
     }
 }
@@ -30,31 +30,28 @@ impl<F: Fn(u32) -> Option<usize> + Send + 'static> PidOwner for F {
 /// Shared: workloads are added while the meter runs.
 pub type Workloads = Arc<RwLock<Vec<(String, usize)>>>;
 
-/// Maps pids through `/proc/PID/cgroup`. A process that has exited keeps the slot that it was last
-/// seen in, because the driver's samples still speak of it then.
-#[derive(Debug)]
-pub struct Owners {
+/// Maps pids through `/proc/PID/cgroup`, and those of processes that have exited, because the
+/// driver's samples still speak of them, through what the probe noted then.
+pub struct Owners<E> {
     procfs: PathBuf,
     hierarchy: Version,
     workloads: Workloads,
-    seen: Mutex<Seen>,
+    exited: E,
 }
 
-#[derive(Debug, Default)]
-struct Seen {
-    by_pid: HashMap<u32, (usize, Age)>,
-    now: Age,
+impl<E> std::fmt::Debug for Owners<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Owners").field("procfs", &self.procfs).finish_non_exhaustive()
+    }
 }
 
-/// Counts questions, for want of a better clock.
-type Age = u64;
+/// The slot of the process that had a pid last and has exited, and when that was, CLOCK_MONOTONIC in
+/// nanoseconds.
+pub type Exit = (usize, u64);
 
-/// Exited processes are remembered up to about this many.
-const MOST_SEEN: usize = 4096;
-
-impl Owners {
-    pub fn new(procfs: &Path, hierarchy: Version, workloads: Workloads) -> Self {
-        Self { procfs: procfs.to_owned(), hierarchy, workloads, seen: Mutex::default() }
+impl<E: Fn(u32) -> Option<Exit>> Owners<E> {
+    pub fn new(procfs: &Path, hierarchy: Version, workloads: Workloads, exited: E) -> Self {
+        Self { procfs: procfs.to_owned(), hierarchy, workloads, exited }
     }
 
     fn read(&self, pid: u32) -> Option<usize> {
@@ -81,21 +78,15 @@ impl Owners {
     }
 }
 
-impl PidOwner for Owners {
-    fn slot_of(&self, pid: u32) -> Option<usize> {
-        let alive = self.read(pid);
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.now += 1;
-        let now = seen.now;
-        if let Some(slot) = alive {
-            seen.by_pid.insert(pid, (slot, now));
+impl<E: Fn(u32) -> Option<Exit> + Send + 'static> PidOwner for Owners<E> {
+    fn slot_of(&self, pid: u32, at_ns: u64) -> Option<usize> {
+        let exited = (self.exited)(pid);
+        match exited {
+            // Whoever has the pid now came later, unless only a thread of it has exited: all the same.
+            Some((slot, exit_ns)) if exit_ns >= at_ns => Some(slot),
+            // A driver may speak of a process for a moment after its exit.
+            _ => self.read(pid).or(exited.map(|(slot, _)| slot)),
         }
-        if seen.by_pid.len() > MOST_SEEN {
-            let mut ages: Vec<Age> = seen.by_pid.values().map(|(_, age)| *age).collect();
-            let (_, &mut middle, _) = ages.select_nth_unstable(MOST_SEEN / 2);
-            seen.by_pid.retain(|_, (_, age)| *age >= middle);
-        }
-        seen.by_pid.get(&pid).map(|(slot, _)| *slot)
     }
 
     fn sees_host_pids(&self) -> bool {
@@ -137,9 +128,20 @@ mod tests {
             fs::write(directory.join("cgroup"), cgroup).unwrap();
         }
 
-        fn owners(&self, hierarchy: Version, workloads: &[(&str, usize)]) -> Owners {
+        fn owners(&self, hierarchy: Version, workloads: &[(&str, usize)]) -> impl PidOwner {
+            self.owners_and_exited(hierarchy, workloads, None)
+        }
+
+        /// Of pid 10 it is known who had it and has exited.
+        fn owners_and_exited(
+            &self,
+            hierarchy: Version,
+            workloads: &[(&str, usize)],
+            exit: Option<Exit>,
+        ) -> impl PidOwner {
             let list = workloads.iter().map(|(path, slot)| ((*path).to_owned(), *slot)).collect();
-            Owners::new(self.0.path(), hierarchy, Arc::new(RwLock::new(list)))
+            let exited = move |pid| exit.filter(|_| pid == 10);
+            Owners::new(self.0.path(), hierarchy, Arc::new(RwLock::new(list)), exited)
         }
     }
 
@@ -149,38 +151,24 @@ mod tests {
         tree.process(10, 5, "1:cpuacct,cpu:/x\n0::/a/b/c\n");
         tree.process(11, 5, "0::/ab\n");
         let owners = tree.owners(Version::V2, &[("/a", 2), ("/a/b", 3)]);
-        assert_eq!(owners.slot_of(10), Some(3));
-        assert_eq!(owners.slot_of(11), Some(SLOT_OTHER));
+        assert_eq!(owners.slot_of(10, 1), Some(3));
+        assert_eq!(owners.slot_of(11, 1), Some(SLOT_OTHER));
+        assert_eq!(owners.slot_of(12, 1), None);
         let owners = tree.owners(Version::V1 { controller: "cpuacct".into() }, &[("/x", 4)]);
-        assert_eq!(owners.slot_of(10), Some(4));
+        assert_eq!(owners.slot_of(10, 1), Some(4));
         let owners = tree.owners(Version::V2, &[("/", 2)]);
-        assert_eq!(owners.slot_of(11), Some(2));
+        assert_eq!(owners.slot_of(11, 1), Some(2));
     }
 
     #[test]
-    fn a_process_that_exited_keeps_its_owner() {
+    fn who_had_a_pid_before_and_who_has_it_now_are_told_apart() {
         let tree = Tree(tempfile::tempdir().unwrap());
+        let owners = || tree.owners_and_exited(Version::V2, &[("/a", 2)], Some((3, 1000)));
+        // Nobody has it now: a sample that is late by a little still means who had it.
+        assert_eq!([900, 1000, 1100].map(|at| owners().slot_of(10, at)), [Some(3); 3]);
         tree.process(10, 5, "0::/a\n");
-        let owners = tree.owners(Version::V2, &[("/a", 2), ("/b", 3)]);
-        assert_eq!(owners.slot_of(10), Some(2));
-        fs::remove_dir_all(tree.0.path().join("10")).unwrap();
-        assert_eq!(owners.slot_of(10), Some(2));
-        assert_eq!(owners.slot_of(12), None);
-        tree.process(10, 900, "0::/b\n");
-        assert_eq!(owners.slot_of(10), Some(3));
-    }
-
-    #[test]
-    fn memory_of_the_dead_is_bounded() {
-        let tree = Tree(tempfile::tempdir().unwrap());
-        let owners = tree.owners(Version::V2, &[]);
-        let mut seen = owners.seen.lock().unwrap();
-        for pid in 0..=MOST_SEEN as u32 {
-            seen.by_pid.insert(pid, (2, u64::from(pid)));
-        }
-        drop(seen);
-        owners.slot_of(1_000_000);
-        assert!(owners.seen.lock().unwrap().by_pid.len() < MOST_SEEN);
+        let found = [900, 1000, 1100].map(|at| owners().slot_of(10, at));
+        assert_eq!(found, [Some(3), Some(3), Some(2)]);
     }
 
     #[test]
@@ -188,8 +176,8 @@ mod tests {
         let tree = Tree(tempfile::tempdir().unwrap());
         tree.process(10, 5, "what\n::\n0:\n");
         let owners = tree.owners(Version::V2, &[("/a", 2)]);
-        assert_eq!(owners.slot_of(10), Some(SLOT_OTHER));
+        assert_eq!(owners.slot_of(10, 1), Some(SLOT_OTHER));
         fs::write(tree.0.path().join("10/stat"), "10 (a").unwrap();
-        assert_eq!(owners.slot_of(11), None);
+        assert_eq!(owners.slot_of(11, 1), None);
     }
 }

@@ -13,8 +13,8 @@ use super::{Found, GpuOptions};
 use crate::meter::monotonic_ns;
 use crate::sample::Event;
 
-/// How often the counters are read while looking for the moment of a refresh, at start and end.
-const CLOSE_LOOK: Duration = Duration::from_millis(5);
+/// How often the counters are read while looking for the moment of a refresh.
+pub(super) const CLOSE_LOOK: Duration = Duration::from_millis(5);
 /// Two refreshes of the slowest counters seen, and some.
 pub(super) const LOOK_AT_MOST: Duration = Duration::from_millis(250);
 
@@ -153,12 +153,11 @@ impl<O: PidOwner> Poller<'_, O> {
         }
     }
 
-    /// Both groups until the end. The slow group goes through the devices one at a time, with a
-    /// fast round between any two when it is due, so neither group holds up the other for long.
+    /// Both groups until the end. Devices are surveyed one at a time, with a fast round between any
+    /// two when it is due, so neither group holds up the other for long.
     fn rounds(&mut self, options: &GpuOptions) -> Order {
         let start = Instant::now();
         let (mut fast_due, mut slow_due) = (start, start);
-        let mut slow = self.devices.len();
         loop {
             if Instant::now() >= fast_due {
                 for device in &mut self.devices {
@@ -166,23 +165,38 @@ impl<O: PidOwner> Poller<'_, O> {
                 }
                 fast_due = next(fast_due, options.interval);
             }
-            if slow >= self.devices.len() && Instant::now() >= slow_due {
-                slow = 0;
+            if Instant::now() >= slow_due && self.devices.iter().all(Device::rests) {
+                self.devices.iter_mut().for_each(Device::begin);
                 slow_due = next(slow_due, options.process_interval);
             }
-            let pause = match self.devices.get_mut(slow) {
-                Some(device) => {
-                    device.survey(&mut self.context);
-                    slow += 1;
-                    Duration::ZERO
-                }
-                None => fast_due.min(slow_due).saturating_duration_since(Instant::now()),
-            };
+            for device in &mut self.devices {
+                device.look(&mut self.context);
+            }
+            let pause = self.attend(fast_due, slow_due);
             match self.wait(pause) {
                 Order::Continue => {}
                 order => return order,
             }
         }
+    }
+
+    /// Surveys a device that is ready for it, and says for how long there is nothing else to do.
+    fn attend(&mut self, fast_due: Instant, slow_due: Instant) -> Duration {
+        let now_ns = monotonic_ns();
+        // The next round of surveys begins when this one is over.
+        let rest = self.devices.iter().all(Device::rests);
+        let due = if rest { fast_due.min(slow_due) } else { fast_due };
+        let due = due.saturating_duration_since(Instant::now());
+        let is_ready = |device: &&mut Device| device.ready_ns().is_some_and(|ns| ns <= now_ns);
+        if let Some(device) = self.devices.iter_mut().find(is_ready) {
+            device.survey(&mut self.context);
+            return Duration::ZERO;
+        }
+        if self.devices.iter().any(Device::is_looked_at) {
+            return due.min(CLOSE_LOOK);
+        }
+        let ready_ns = self.devices.iter().filter_map(Device::ready_ns).min();
+        ready_ns.map_or(due, |ns| due.min(Duration::from_nanos(ns - now_ns)))
     }
 
     /// Reads every counter until it has moved past now, then closes every device's last window.
@@ -198,6 +212,9 @@ impl<O: PidOwner> Poller<'_, O> {
             }
             std::thread::sleep(CLOSE_LOOK);
         }
+        let told_ns = self.devices.iter().map(Device::told_ns).max().unwrap_or(0);
+        let rest = Duration::from_nanos(told_ns.saturating_sub(monotonic_ns())).min(LOOK_AT_MOST);
+        std::thread::sleep(rest.min(deadline.saturating_duration_since(Instant::now())));
         for device in &mut self.devices {
             device.close(&mut self.context, end_ns, Instant::now() < deadline);
         }

@@ -83,13 +83,14 @@ impl Sampling {
     }
 
     /// Adds an answer to `timeline`: utilisation 0 to 1 by owner. `polled` are the times of the
-    /// query before and of this one; `mono_ns` maps the driver's time stamps to CLOCK_MONOTONIC.
+    /// query before and of this one; `mono_ns` maps the driver's time stamps to CLOCK_MONOTONIC;
+    /// `owner` says whose a pid was at an instant.
     pub(super) fn add(
         &mut self,
         samples: &[ProcessSample],
         polled: (u64, u64),
         mono_ns: impl Fn(u64) -> u64,
-        owner: impl Fn(u32) -> Owner,
+        owner: impl Fn(u32, u64) -> Owner,
         timeline: &mut Timeline<Owner>,
     ) {
         let mut by_pid: BTreeMap<u32, Vec<(u64, u32)>> = BTreeMap::new();
@@ -111,7 +112,11 @@ impl Sampling {
         }
         let since = mono_ns(self.since_us);
         for (pid, times) in by_pid {
-            let owner = owner(pid);
+            let first = match self.period_ns {
+                Some(period) => mono_ns(times[0].0).saturating_sub(period),
+                None => polled.0,
+            };
+            let owner = owner(pid, first);
             for (us, sm) in times {
                 self.since_us = self.since_us.max(us);
                 let to = mono_ns(us).min(polled.1);
@@ -264,7 +269,7 @@ mod tests {
                 .into();
         let (mut sampling, mut timeline) = (Sampling::default(), Timeline::default());
         let mono = |us| us * 1000;
-        let owner = |pid| Some(pid as usize);
+        let owner = |pid, _| Some(pid as usize);
         sampling.add(&samples, (0, 1000 * MS), mono, owner, &mut timeline);
         let sums = timeline.take(0, 1000 * MS);
         assert!((sums[&Some(1)] - 0.15).abs() < 1e-9, "{sums:?}");
@@ -278,7 +283,7 @@ mod tests {
         let (mut sampling, mut timeline) = (Sampling::default(), Timeline::default());
         let samples = [ProcessSample { pid: 1, us: 1_000_000, sm: 40 }];
         let mono = |us| us * 1000;
-        sampling.add(&samples, (500 * MS, 1000 * MS), mono, |_| Some(2), &mut timeline);
+        sampling.add(&samples, (500 * MS, 1000 * MS), mono, |_, _| Some(2), &mut timeline);
         assert!((timeline.take(0, 1000 * MS)[&Some(2)] - 0.2).abs() < 1e-9);
     }
 

@@ -43,9 +43,9 @@ impl Device {
         let before = &self.state.owners;
         // Of a process that is not on the device any more, what was seen then is better than who
         // has its pid now.
-        let owner = |pid| {
+        let owner = |pid, at_ns| {
             let known = owners.get(&pid).or_else(|| before.get(&pid));
-            known.copied().unwrap_or_else(|| context.owner.slot_of(pid))
+            known.copied().unwrap_or_else(|| context.owner.slot_of(pid, at_ns))
         };
         let mono_ns = |us| clock.mono_ns(us);
         self.state.sampling.add(&samples, polled, mono_ns, owner, &mut self.state.ran);
@@ -78,7 +78,7 @@ impl Device {
             }
         }
         for (pid, bytes) in processes {
-            let owner = context.owner.slot_of(pid);
+            let owner = context.owner.slot_of(pid, self.state.polled_ns);
             owners.insert(pid, owner);
             let holding = census.holders.entry(owner).or_default();
             holding.bytes = holding.bytes.saturating_add(bytes);
@@ -124,7 +124,7 @@ impl Device {
                     _ if bytes == 0 => 1.0 / list.len() as f64,
                     own => own.unwrap_or(0) as f64 / bytes as f64,
                 };
-                let owner = context.owner.slot_of(process.pid);
+                let owner = context.owner.slot_of(process.pid, polled.1);
                 owners.insert(process.pid, owner);
                 tenants.push((owner, share));
                 let holding = census.holders.entry(owner).or_default();
