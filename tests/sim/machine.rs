@@ -117,7 +117,9 @@ pub struct Sysfs {
 impl Sysfs {
     /// A machine without any counter.
     pub fn new() -> Self {
-        Self { root: tempfile::tempdir().unwrap(), zones: Vec::new() }
+        // In memory, as sysfs is: on a disk each read would be noted in a journal (`relatime`).
+        let root = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        Self { root, zones: Vec::new() }
     }
 
     /// For `--sysfs`.
