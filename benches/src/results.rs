@@ -412,6 +412,27 @@ mod tests {
     }
 
     #[test]
+    fn a_committed_result_is_the_same_as_itself() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap();
+            if !text.contains(SCHEMA) {
+                continue;
+            }
+            let results: Results = serde_json::from_str(&text).unwrap();
+            let compared = compare(&results, &results);
+            assert!(!compared.metrics.is_empty(), "{}", path.display());
+            for one in compared.metrics {
+                assert_eq!(one.verdict, Verdict::Same, "{}: {}", path.display(), one.name);
+            }
+        }
+    }
+
+    #[test]
     fn what_is_saved_is_loaded() {
         let directory = tempfile::tempdir().unwrap();
         let results = results(vec![turns(1.0)]);

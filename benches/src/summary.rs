@@ -52,7 +52,9 @@ fn row(outcome: &Outcome, metric: &Metric) -> Vec<String> {
     });
     let verdict = match (metric.target, metric.missed_by()) {
         (Some(target), Some(by)) => miss(metric, target, by),
-        (Some(target), None) if metric.value >= target.below => "met: inside the noise".to_owned(),
+        (Some(target), None) if target.or_noise && metric.inside_noise() => {
+            "met: inside the noise".to_owned()
+        }
         (Some(_), None) => "met".to_owned(),
         (None, _) if metric.inside_noise() => "inside the noise".to_owned(),
         (None, _) => String::new(),
@@ -71,6 +73,11 @@ fn miss(metric: &Metric, target: Target, by: f64) -> String {
     match metric.noise {
         Some(noise) if target.or_noise && target.asked.is_some_and(|asked| noise >= asked) => {
             format!("UNKNOWN: the noise of ± {} {} hides it", significant(noise), metric.unit)
+        }
+        // Met but for what its interval cannot rule out.
+        _ if target.or_noise && metric.inside_noise() => {
+            let high = metric.interval.map_or(f64::NAN, |(_, high)| high);
+            format!("UNKNOWN: it may be as much as {} {}", significant(high), metric.unit)
         }
         _ => format!("MISSED by {} {}", significant(by), metric.unit),
     }
