@@ -109,6 +109,11 @@ pub(crate) fn comparison(before: &Results, after: &Results) -> bool {
     if before.state.kernel != after.state.kernel {
         eprintln!("note: the baseline was taken on Linux {}", before.state.kernel);
     }
+    // What else runs moves every time here, and is in neither run's own noise.
+    let [then, now] = [before, after].map(|results| {
+        results.state.load.map_or_else(|| "unknown".to_owned(), |load| load.to_string())
+    });
+    eprintln!("note: the load was {then} before the baseline's run, and {now} before this one");
     let head = ["against the baseline", "before", "now", "", ""];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     rows.extend(compared.metrics.iter().map(|one| {
