@@ -3,8 +3,8 @@
 
     sudo python3 benches/gpu_check.py [--seconds 20] [--device 0] [--binary target/release/ecoprobe]
 
-Builds ecoprobe (as the user who called sudo), puts a real load on the device (PyTorch where it is installed, else a kernel of our
-own through the CUDA driver), and prints one table:
+Builds ecoprobe (as the user who called sudo), puts a real load on the device (PyTorch where it is
+installed, else a kernel of our own through the CUDA driver), and prints one table:
 
   * joules by ecoprobe and by the device's own counter, read by this program, over the same window:
     one process, and two that share the device;
@@ -26,8 +26,8 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import shlex
+import shutil
 import signal
 import statistics
 import subprocess
@@ -68,6 +68,11 @@ class Nvml:
         code = self.call(name, *arguments)
         if code != 0:
             sys.exit(f"{name} failed with code {code}")
+
+    def has_counter(self):
+        value = ctypes.c_ulonglong()
+        name = "nvmlDeviceGetTotalEnergyConsumption"
+        return self.call(name, self.handle, ctypes.byref(value)) == 0
 
     def energy_mj(self):
         value = ctypes.c_ulonglong()
@@ -145,6 +150,7 @@ class Watch(threading.Thread):
 
 # ---- the load ------------------------------------------------------------------------------------
 
+# x = 3.9 x (1 - x): it neither settles nor grows, so that bits keep flipping, which is what draws power.
 PTX = b"""
 .version 6.0
 .target sm_50
@@ -152,9 +158,10 @@ PTX = b"""
 .visible .entry burn(.param .u32 rounds) {
     .reg .pred %p; .reg .u32 %r<3>; .reg .f32 %f<3>;
     ld.param.u32 %r1, [rounds];
-    mov.f32 %f1, 0f3F800001; mov.f32 %f2, 0f3F7FFFFE; mov.u32 %r2, 0;
+    mov.f32 %f1, 0f3ECCCCCD; mov.u32 %r2, 0;
 again:
-    fma.rn.f32 %f1, %f1, %f2, %f2; fma.rn.f32 %f2, %f2, %f1, %f1;
+    fma.rn.f32 %f2, %f1, 0fBF800000, 0f3F800000;
+    mul.rn.f32 %f2, %f2, 0f4079999A; mul.rn.f32 %f1, %f1, %f2;
     add.u32 %r2, %r2, 1; setp.lt.u32 %p, %r2, %r1; @%p bra again;
     setp.eq.f32 %p, %f1, 0f12345678; @%p trap;
     ret;
@@ -219,6 +226,26 @@ def load(seconds, duty, index):
     print(json.dumps({"kind": kind, "steps_per_s": done / (time.monotonic() - start)}))
 
 
+def end(child):
+    """Whatever happened, it is gone afterwards."""
+    child.kill()
+    child.wait()
+    if child.stdout is not None:
+        child.stdout.close()
+
+
+def remove(cgroup):
+    """It is busy for a moment after its last process was waited for."""
+    for _ in range(100):
+        try:
+            return cgroup.rmdir()
+        except FileNotFoundError:
+            return None
+        except OSError:
+            time.sleep(0.05)
+    print(f"left behind: {cgroup}", file=sys.stderr)
+
+
 def start_load(seconds, index, duty=1.0, cgroup=None):
     command = [sys.executable, __file__, "--load", str(seconds), "--duty", str(duty)]
     command += ["--device", str(index)]
@@ -226,19 +253,27 @@ def start_load(seconds, index, duty=1.0, cgroup=None):
     environment = {**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     environment.pop("CUDA_VISIBLE_DEVICES", None)
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    if cgroup is not None:
-        (cgroup / "cgroup.procs").write_text(str(child.pid))
+    try:
+        if cgroup is not None:
+            (cgroup / "cgroup.procs").write_text(str(child.pid))
+    except OSError:
+        end(child)
+        raise
     return child
 
 
 def wait_until_ready(child):
     if child.stdout.readline().strip() != "ready":
-        child.wait()
         sys.exit("the load does not start on this device")
 
 
-def finish_load(child):
-    out, _ = child.communicate()
+def run_load(seconds, index):
+    """A load by itself, to its end: what it got done."""
+    child = start_load(seconds, index)
+    try:
+        out, _ = child.communicate()
+    finally:
+        end(child)
     if child.returncode != 0:
         sys.exit("the load failed")
     return json.loads(out.splitlines()[-1])
@@ -274,7 +309,8 @@ def profiled(args, nvml, duties):
             group.mkdir()
         watch.start()
         for duty, group in zip(duties, groups):
-            children.append(start_load(args.seconds + 10, args.device, duty, group))
+            # Until it is killed: how long the others take to start is not known.
+            children.append(start_load(args.seconds + 600, args.device, duty, group))
         for child in children:
             wait_until_ready(child)
         time.sleep(3)  # the device warms up
@@ -283,19 +319,21 @@ def profiled(args, nvml, duties):
         if out.returncode != 0:
             sys.exit(f"ecoprobe ended with {out.returncode}")
         report = json.loads(out.stdout)
-        for child in children:
-            finish_load(child)
+        if any(child.poll() is not None for child in children):
+            sys.exit("the load failed")
+        # The counter moves once more.
         time.sleep(0.5)
     finally:
         watch.ended.set()
         for child in children:
-            child.kill()
-            child.wait()
+            end(child)
         for group in groups:
-            if group.exists():
-                group.rmdir()
+            remove(group)
     gpu = report["node"]["gpu"]
-    billed = [workload["energy_j"]["gpu"] for workload in report["workloads"]]
+    # The report has an order of its own.
+    of = {workload["cgroup"].rsplit("/", 1)[-1]: workload for workload in report["workloads"]}
+    workloads = [of[group.name] for group in groups]
+    billed = [workload["energy_j"]["gpu"] for workload in workloads]
     if gpu["measured_j"] is None or None in billed:
         sys.exit(f"ecoprobe could not bill GPU energy: {'; '.join(report['warnings'])}")
     theirs = watch.joules(timestamp(report["window"]["start"]), report["window"]["seconds"])
@@ -308,7 +346,7 @@ def profiled(args, nvml, duties):
         "unattributed_j": gpu["unattributed_j"],
         "other_j": gpu["other_j"],
         "workloads_j": billed,
-        "methods": [[gpu["method"] for gpu in w["gpus"]] for w in report["workloads"]],
+        "methods": [[gpu["method"] for gpu in w["gpus"]] for w in workloads],
         "nvml_us": report["self"]["nvml_us"],
         "warnings": report["warnings"],
     }
@@ -325,11 +363,16 @@ def throughput(args):
     """What the load gets done alone and with ecoprobe beside it, taken in turns."""
     alone, beside = [], []
     for _ in range(3):
-        alone.append(finish_load(start_load(args.seconds / 2, args.device)))
+        alone.append(run_load(args.seconds / 2, args.device))
         probe = subprocess.Popen(ecoprobe(args, ["/"]), stdout=subprocess.DEVNULL)
-        beside.append(finish_load(start_load(args.seconds / 2, args.device)))
-        probe.send_signal(signal.SIGINT)
-        probe.wait()
+        try:
+            beside.append(run_load(args.seconds / 2, args.device))
+            if probe.poll() is not None:
+                sys.exit(f"ecoprobe ended with {probe.returncode}")
+            probe.send_signal(signal.SIGINT)
+            probe.wait(30)
+        finally:
+            end(probe)
     rate = lambda runs: [run["steps_per_s"] for run in runs]
     return {"load": alone[0]["kind"], "alone": rate(alone), "beside": rate(beside)}
 
@@ -337,18 +380,20 @@ def throughput(args):
 def latencies(args, nvml):
     found = {"idle": nvml.timed_calls()}
     if not args.no_load:
-        child = start_load(20, args.device)
-        wait_until_ready(child)
-        time.sleep(1)
-        found["loaded"] = nvml.timed_calls()
-        child.kill()
-        child.wait()
+        child = start_load(600, args.device)
+        try:
+            wait_until_ready(child)
+            time.sleep(1)
+            found["loaded"] = nvml.timed_calls()
+        finally:
+            end(child)
     if shutil.which("nvidia-smi"):
         beside = subprocess.Popen(["nvidia-smi", "-lms", "100"], stdout=subprocess.DEVNULL)
-        time.sleep(1)
-        found["nvidia-smi"] = nvml.timed_calls()
-        beside.terminate()
-        beside.wait()
+        try:
+            time.sleep(1)
+            found["nvidia-smi"] = nvml.timed_calls()
+        finally:
+            end(beside)
     quantile = lambda values, q: values[min(len(values) - 1, int(q * len(values)))]
     return {
         state: {call: [quantile(us, 0.5), quantile(us, 0.99)] for call, us in calls.items()}
@@ -359,10 +404,11 @@ def latencies(args, nvml):
 def build():
     """Builds as whoever called sudo, with that user's toolchain; returns the binary's path."""
     cargo = "cargo build --release --package ecoprobe --message-format json-render-diagnostics"
-    command = ["bash", "-lc", f"cd {shlex.quote(str(ROOT))} && {cargo}"]
+    command = ["sh", "-c", f"cd {shlex.quote(str(ROOT))} && {cargo}"]
     user = os.environ.get("SUDO_USER")
     if user and user != "root":
-        command = ["sudo", "-H", "-u", user, *command]
+        # A login shell: sudo has taken the user's PATH away.
+        command = ["sudo", "-H", "-u", user, "bash", "-l", *command[1:]]
     out = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if out.returncode != 0:
         sys.exit("ecoprobe could not be built; build it yourself and name it with --binary")
@@ -414,11 +460,14 @@ def main():
 
     nvml = Nvml(args.nvml_lib, args.device)
     result = {"device": nvml.name, "uuid": nvml.uuid, "driver": nvml.driver}
-    result["nvml_us"] = latencies(args, nvml)
     if not args.no_load:
         if os.geteuid() != 0:
             sys.exit("ecoprobe's probe needs root: run this with sudo")
+        if not nvml.has_counter():
+            sys.exit("this device has no energy counter to compare with; --no-load times the calls")
         args.binary = args.binary or build()
+    result["nvml_us"] = latencies(args, nvml)
+    if not args.no_load:
         result["one"] = profiled(args, nvml, [1.0])
         result["two"] = profiled(args, nvml, [1.0, 0.4])
         result["throughput"] = throughput(args)
@@ -426,6 +475,8 @@ def main():
         name = "-".join(nvml.name.lower().split())
         file = RESULTS / f"gpu-{name}.json"
         file.write_text(json.dumps(result, indent=2) + "\n")
+        if "SUDO_UID" in os.environ:
+            os.chown(file, int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"]))
         print(f"kept in {file.relative_to(ROOT)}")
     table(result)
 

@@ -103,6 +103,43 @@ fn a_directory_that_cannot_be_written_is_said_before_anything_is_measured() {
 }
 
 #[test]
+fn whoever_is_told_to_end_leaves_no_process_and_no_file_behind() {
+    let directory = tempfile::tempdir().unwrap();
+    let [agent, temporary] = ["agent", "tmp"].map(|name| directory.path().join(name));
+    std::fs::create_dir(&temporary).unwrap();
+    // One that watches the whole machine and would go on for ever.
+    std::fs::write(&agent, "#!/bin/sh\necho $$ >\"$0.pid\"\nexec sleep 1000\n").unwrap();
+    let runnable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&agent, runnable).unwrap();
+    let mut command = suite(&directory.path().join("results"));
+    command.env("TMPDIR", &temporary).args(["scalability", "--ecoprobe"]).arg(&agent);
+    let mut suite = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+    let wait_for = |what: &dyn Fn() -> bool| {
+        for _ in 0..1000 {
+            if what() {
+                return true;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        false
+    };
+    let pid = || std::fs::read_to_string(directory.path().join("agent.pid")).unwrap_or_default();
+    assert!(wait_for(&|| pid().ends_with('\n')));
+    let terminate = Command::new("kill").arg(suite.id().to_string()).status().unwrap();
+    assert!(terminate.success());
+    assert_eq!(suite.wait().unwrap().code(), Some(128 + 15));
+    let gone = wait_for(&|| {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid().trim()));
+        stat.is_err() || stat.is_ok_and(|stat| stat.contains(") Z "))
+    });
+    if !gone {
+        Command::new("kill").arg(pid().trim()).status().unwrap();
+    }
+    assert!(gone, "{} goes on", pid().trim());
+    assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0);
+}
+
+#[test]
 #[ignore = "needs root: it loads the probe"]
 fn tools_that_are_not_installed_are_named() {
     let directory = tempfile::tempdir().unwrap();

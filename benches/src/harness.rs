@@ -53,7 +53,7 @@ pub(crate) struct Target {
     pub below: f64,
     /// What the project was asked for.
     pub asked: Option<f64>,
-    /// A figure inside its noise floor meets it too, if the floor shows that it is below `asked`.
+    /// A figure inside its noise meets it too, if floor and interval show that it is below `asked`.
     pub or_noise: bool,
 }
 
@@ -81,6 +81,10 @@ pub(crate) struct Metric {
     pub noise: Option<f64>,
     /// What each turn gave.
     pub samples: Vec<f64>,
+    /// Against nothing at all, so that it may well be 0: an overhead, a growth. Only of such a figure can
+    /// it be said that it lies inside the noise.
+    #[serde(default)]
+    pub difference: bool,
     pub target: Option<Target>,
 }
 
@@ -99,6 +103,7 @@ impl Metric {
             interval: (!samples.is_empty()).then(|| statistics::interval(&samples)),
             noise: (!samples.is_empty()).then(|| statistics::noise(&samples)),
             samples,
+            difference: false,
             target: None,
         }
     }
@@ -112,6 +117,7 @@ impl Metric {
             interval: None,
             noise: None,
             samples: Vec::new(),
+            difference: false,
             target: None,
         }
     }
@@ -120,22 +126,29 @@ impl Metric {
         Self { noise: Some(noise), ..self }
     }
 
+    pub(crate) fn against_nothing(self) -> Self {
+        Self { difference: true, ..self }
+    }
+
     pub(crate) fn with_target(self, target: Target) -> Self {
         Self { target: Some(target), ..self }
     }
 
     pub(crate) fn inside_noise(&self) -> bool {
-        self.noise.is_some_and(|noise| self.value.abs() <= noise)
-            || self.interval.is_some_and(|(low, high)| low <= 0.0 && high >= 0.0)
+        self.difference
+            && (self.noise.is_some_and(|noise| self.value.abs() <= noise)
+                || self.interval.is_some_and(|(low, high)| low <= 0.0 && high >= 0.0))
     }
 
     /// By how much the target is missed, which is nothing or less where the noise is too loud to tell.
     /// A figure that is not a number misses it.
     pub(crate) fn missed_by(&self) -> Option<f64> {
         let target = self.target?;
-        let floor_says_enough = target.asked.is_none_or(|asked| self.noise < Some(asked));
+        let enough_is_known = target.asked.is_none_or(|asked| {
+            self.noise < Some(asked) && self.interval.is_none_or(|(_, high)| high < asked)
+        });
         let met = match target.or_noise {
-            true => floor_says_enough && (self.value < target.below || self.inside_noise()),
+            true => enough_is_known && (self.value < target.below || self.inside_noise()),
             false => self.value < target.below,
         };
         (!met).then_some(self.value - target.below)
@@ -268,7 +281,7 @@ mod tests {
     fn a_target_is_met_below_it_or_in_noise_that_is_low_enough() {
         let target = Target { below: 0.1, asked: Some(5.0), or_noise: true };
         let overhead = |value: f64, noise| {
-            let metric = Metric::exact("training", "%", value).with_noise(noise);
+            let metric = Metric::exact("training", "%", value).with_noise(noise).against_nothing();
             metric.with_target(target).missed_by().is_none()
         };
         assert!(overhead(0.05, 0.2));
@@ -276,9 +289,24 @@ mod tests {
         assert!(!overhead(1.2, 1.0));
         // Noise that could hide more than was asked for shows nothing.
         assert!(!overhead(0.05, 6.0));
+        // So does an interval that reaches so far, however quiet the A/A run was.
+        let wide = Metric { interval: Some((-1.0, 6.0)), ..Metric::exact("training", "%", 0.05) };
+        let wide = wide.with_noise(0.2).against_nothing().with_target(target);
+        assert!(wide.inside_noise() && wide.missed_by().is_some());
         let tick = |value| Metric::exact("tick", "µs", value).with_target(Target::below(100.0));
         assert!(tick(99.0).missed_by().is_none());
         assert_eq!(tick(130.0).missed_by(), Some(30.0));
         assert!(tick(f64::NAN).missed_by().is_some());
+    }
+
+    #[test]
+    fn only_a_difference_can_be_inside_the_noise() {
+        let figure = Metric::exact("p99", "µs", 115.0).with_noise(133.0);
+        assert!(!figure.inside_noise());
+        assert!(figure.against_nothing().inside_noise());
+        let interval = Some((-0.1, 0.3));
+        let added = Metric { interval, ..Metric::exact("added", "%", 0.2).with_noise(0.1) };
+        assert!(!added.inside_noise());
+        assert!(added.against_nothing().inside_noise());
     }
 }

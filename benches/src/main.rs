@@ -178,8 +178,9 @@ fn run(cli: &Cli, machine: Machine, baseline: Option<Result<Results, String>>) -
     if let Some(Err(why)) = &baseline {
         eprintln!("{why}");
     }
+    let temporary = interrupt::temporary_files()?;
     let bench = bench(&cli.options)?;
-    interrupt::clean_up_on_signals()?;
+    interrupt::clean_up_on_signals(temporary.path())?;
 
     if let Some(profile) = cli.profile {
         let svg = profile::record(profile, &bench)

@@ -211,7 +211,10 @@ fn compare_one(name: String, before: &Metric, after: &Metric) -> Option<Compared
         }
         (FEW.., FEW..) => {
             let difference = difference(&before.samples, &after.samples);
-            (difference.interval, Some(difference.higher.max(1.0 - difference.higher)))
+            let sure = difference.higher.max(1.0 - difference.higher);
+            // Resampling so few turns says 100 % where chance would sort them alike now and then.
+            let chance = 1.0 / orders(before.samples.len(), after.samples.len());
+            (difference.interval, Some(sure.min(1.0 - chance)))
         }
         _ => return None,
     };
@@ -225,6 +228,11 @@ fn compare_one(name: String, before: &Metric, after: &Metric) -> Option<Compared
     let unit = after.unit.clone();
     let (before, after) = (before.value, after.value);
     Some(Compared { name, unit, before, after, verdict, confidence })
+}
+
+/// In how many ways the turns of two runs can lie among each other.
+fn orders(one: usize, other: usize) -> f64 {
+    (1..=one).map(|n| (other + n) as f64 / n as f64).product()
 }
 
 pub(crate) fn describe(machine: &Machine) -> String {
@@ -409,6 +417,39 @@ mod tests {
             assert!(error.contains("no result of this suite"), "{text}: {error}");
         }
         assert!(Results::baseline(&directory.path().join("none"), &here.machine).is_err());
+    }
+
+    #[test]
+    fn few_turns_are_never_quite_sure() {
+        assert_eq!(orders(4, 4), 70.0);
+        let turns = |from: f64| {
+            let samples = (0..4).map(|n| from + f64::from(n) * 0.01).collect();
+            Metric::of_turns("tick", "µs", samples)
+        };
+        let compared = compare_one(String::new(), &turns(1.0), &turns(2.0)).unwrap();
+        assert_eq!(compared.verdict, Verdict::Worse);
+        assert_eq!(compared.confidence, Some(1.0 - 1.0 / 70.0));
+    }
+
+    #[test]
+    fn a_committed_result_is_the_same_as_itself() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap();
+            if !text.contains(SCHEMA) {
+                continue;
+            }
+            let results: Results = serde_json::from_str(&text).unwrap();
+            let compared = compare(&results, &results);
+            assert!(!compared.metrics.is_empty(), "{}", path.display());
+            for one in compared.metrics {
+                assert_eq!(one.verdict, Verdict::Same, "{}: {}", path.display(), one.name);
+            }
+        }
     }
 
     #[test]

@@ -3,4 +3,4 @@
 #[path = "../../tests/sim/mod.rs"]
 mod sim;
 
-pub(crate) use sim::{Feed, Feeder, Machine, Power, Sysfs, cgroup, load};
+pub(crate) use sim::{Feed, Feeder, Machine, Power, Sysfs, cgroup, load, machine};

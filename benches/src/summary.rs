@@ -52,7 +52,9 @@ fn row(outcome: &Outcome, metric: &Metric) -> Vec<String> {
     });
     let verdict = match (metric.target, metric.missed_by()) {
         (Some(target), Some(by)) => miss(metric, target, by),
-        (Some(target), None) if metric.value >= target.below => "met: inside the noise".to_owned(),
+        (Some(target), None) if target.or_noise && metric.inside_noise() => {
+            "met: inside the noise".to_owned()
+        }
         (Some(_), None) => "met".to_owned(),
         (None, _) if metric.inside_noise() => "inside the noise".to_owned(),
         (None, _) => String::new(),
@@ -71,6 +73,11 @@ fn miss(metric: &Metric, target: Target, by: f64) -> String {
     match metric.noise {
         Some(noise) if target.or_noise && target.asked.is_some_and(|asked| noise >= asked) => {
             format!("UNKNOWN: the noise of ± {} {} hides it", significant(noise), metric.unit)
+        }
+        // Met but for what its interval cannot rule out.
+        _ if target.or_noise && metric.inside_noise() => {
+            let high = metric.interval.map_or(f64::NAN, |(_, high)| high);
+            format!("UNKNOWN: it may be as much as {} {}", significant(high), metric.unit)
         }
         _ => format!("MISSED by {} {}", significant(by), metric.unit),
     }
@@ -102,6 +109,11 @@ pub(crate) fn comparison(before: &Results, after: &Results) -> bool {
     if before.state.kernel != after.state.kernel {
         eprintln!("note: the baseline was taken on Linux {}", before.state.kernel);
     }
+    // What else runs moves every time here, and is in neither run's own noise.
+    let [then, now] = [before, after].map(|results| {
+        results.state.load.map_or_else(|| "unknown".to_owned(), |load| load.to_string())
+    });
+    eprintln!("note: the load was {then} before the baseline's run, and {now} before this one");
     let head = ["against the baseline", "before", "now", "", ""];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     rows.extend(compared.metrics.iter().map(|one| {

@@ -107,6 +107,21 @@ impl Machine {
     }
 }
 
+const IN_MEMORY: &str = "/dev/shm";
+
+fn prefix() -> String {
+    format!("test-{}-", std::process::id())
+}
+
+/// Trees that this process has in memory, for a process that has to end without dropping them.
+pub fn remove_all_of_this_process() {
+    for entry in std::fs::read_dir(IN_MEMORY).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&prefix()) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// The tree, removed when dropped.
 #[derive(Debug)]
 pub struct Sysfs {
@@ -118,7 +133,8 @@ impl Sysfs {
     /// A machine without any counter.
     pub fn new() -> Self {
         // In memory, as sysfs is: on a disk each read would be noted in a journal (`relatime`).
-        let root = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let root = tempfile::Builder::new().prefix(&prefix()).tempdir_in(IN_MEMORY);
+        let root = root.or_else(|_| tempfile::tempdir()).unwrap();
         Self { root, zones: Vec::new() }
     }
 

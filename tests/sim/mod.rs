@@ -18,7 +18,7 @@ pub mod cgroup;
 pub mod cli;
 mod feeder;
 pub mod load;
-mod machine;
+pub mod machine;
 
 #[allow(unused_imports, reason = "no test uses all of it")]
 pub use feeder::{CpuClock, Feed, Feeder, Power, Truth};

@@ -3,6 +3,7 @@
 mod ebpf;
 
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -54,12 +55,9 @@ fn main() -> Result<()> {
 fn bench(arguments: &[String]) -> Result<()> {
     run(cargo().args(["build", "--quiet", "--release", "--workspace", "--exclude", "xtask"]))?;
     let suite = target_dir().join("release/ecoprobe-bench");
-    let mut command = Command::new(&suite);
-    let status = command
-        .args(arguments)
-        .status()
-        .with_context(|| format!("cannot run {}", suite.display()))?;
-    std::process::exit(status.code().unwrap_or(1));
+    // In our place: whoever sends us a signal means the suite, which has to clean up.
+    let error = Command::new(&suite).args(arguments).exec();
+    Err(error).with_context(|| format!("cannot run {}", suite.display()))
 }
 
 /// Runs the tests. Some measure the live kernel against time on a machine that others may share, so

@@ -133,7 +133,8 @@ fn compare(
         let nothing = one.iter().zip(other).map(|(one, other)| f64::midpoint(*one, *other));
         let added = taken.iter().zip(nothing).map(|(taken, nothing)| percent(*taken, nothing));
         let name = format!("{work}, {}", beside.name());
-        let metric = Metric::of_turns(name, "%", added.collect()).with_noise(floor);
+        let metric = Metric::of_turns(name, "%", added.collect());
+        let metric = metric.with_noise(floor).against_nothing();
         outcome.metrics.push(match (target, beside) {
             (Some(target), Beside::Ecoprobe(_)) => metric.with_target(target),
             _ => metric,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
+use tempfile::TempDir;
 
 use crate::harness::Bench;
 use crate::simulators::cgroup::TestCgroup;
@@ -15,6 +16,8 @@ const TOOLS: [&str; 3] = ["codecarbon", "eco2ai", "zeus"];
 #[derive(Debug)]
 pub(super) struct Training {
     child: Child,
+    /// What it and the tools leave behind, for it is killed in the end.
+    _temporary: TempDir,
     orders: ChildStdin,
     answers: BufReader<ChildStdout>,
     /// "cpu" or "cuda".
@@ -27,7 +30,9 @@ impl Training {
     pub(super) fn start(bench: &Bench, cgroup: &TestCgroup) -> Result<Self> {
         bench.progress("overhead: starting to train");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("train.py");
+        let temporary = tempfile::tempdir()?;
         let mut child = Command::new(python(bench))
+            .env("TMPDIR", temporary.path())
             .arg(script)
             .arg(bench.settings.model_size.name())
             .stdin(Stdio::piped())
@@ -43,6 +48,7 @@ impl Training {
         });
         let mut training = Self {
             child,
+            _temporary: temporary,
             orders: orders.context("a pipe")?,
             answers: BufReader::new(answers.context("a pipe")?),
             device: String::new(),

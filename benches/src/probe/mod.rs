@@ -244,6 +244,7 @@ fn times(turns: &[Vec<Turn>], outcome: &mut Outcome) {
             continue;
         }
         let metric = Metric::of_turns(format!("{name}, above the empty one"), "ns", above);
+        let metric = metric.against_nothing();
         outcome.metrics.push(match (program, tasks) {
             (Program::Ours(Hook::TpBtf), Tasks::OneCgroup) => {
                 metric.with_target(Target::below(15.0))
@@ -252,7 +253,8 @@ fn times(turns: &[Vec<Turn>], outcome: &mut Outcome) {
         });
         if !instructions.is_empty() {
             let name = format!("{name}, retired above the empty one");
-            outcome.metrics.push(Metric::of_turns(name, "instructions", instructions));
+            let metric = Metric::of_turns(name, "instructions", instructions);
+            outcome.metrics.push(metric.against_nothing());
         }
     }
     // As the README has it.
