@@ -110,6 +110,8 @@ class Eco2ai:
 
 class Zeus:
     def __init__(self):
+        if not torch.cuda.is_available():
+            raise RuntimeError("it measures GPUs, and there is none")
         from zeus.monitor import ZeusMonitor
 
         self.monitor = ZeusMonitor()

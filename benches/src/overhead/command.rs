@@ -35,7 +35,7 @@ impl Work {
         }
     }
 
-    /// Finds how much of it fills half a turn.
+    /// Finds how much of it fills a turn.
     pub(super) fn prepare(self, bench: &Bench, cgroup: &TestCgroup) -> Result<Turn> {
         let mut turn = Turn {
             work: self,
@@ -54,7 +54,7 @@ impl Work {
         }
         turn.seconds()?;
         let each = turn.seconds()? / f64::from(turn.loops);
-        turn.loops = ((bench.settings.duration / 2.0 / each) as u32).max(turn.loops);
+        turn.loops = ((bench.settings.duration / each) as u32).max(turn.loops);
         Ok(turn)
     }
 }

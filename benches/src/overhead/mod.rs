@@ -14,7 +14,7 @@ use fastrand::Rng;
 use self::command::Work;
 use self::training::Training;
 use crate::agent::Agent;
-use crate::harness::{Bench, Metric, Outcome, Target};
+use crate::harness::{Bench, Metric, ModelSize, Outcome, Target};
 use crate::simulators::cgroup::TestCgroup;
 use crate::statistics::interval;
 
@@ -92,7 +92,11 @@ fn compare(
     let mut agent_percent = seconds.clone();
     let mut random = Rng::with_seed(bench.settings.seed);
     let mut order: Vec<usize> = (0..all.len()).collect();
-    let rounds = bench.settings.turns;
+    let rounds = match bench.settings.model_size {
+        // Its turns are short, and differences drown in what such a turn varies by.
+        ModelSize::Tiny => 2 * bench.settings.turns,
+        _ => bench.settings.turns,
+    };
     // The first round warms up.
     for round in 0..=rounds {
         random.shuffle(&mut order);
