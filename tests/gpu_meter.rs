@@ -243,6 +243,22 @@ fn a_slow_counter_is_not_made_finer_than_it_is() {
 }
 
 #[test]
+fn a_counter_that_never_moves_during_a_close_look_still_gives_windows() {
+    let slow = Device { refresh_ms: Some(600.0), ..device(vec![always(2, 70.0)]) };
+    let machine = Machine::of(vec![slow]);
+    let options = GpuOptions {
+        interval: Duration::from_millis(50),
+        // As often as the counter moves, and 250 ms after it.
+        process_interval: Duration::from_millis(600),
+        ..machine.options()
+    };
+    let run = machine.run_with(2.6, &options, pid_is_slot);
+    run.check_tiles(0);
+    let longest = run.of(0).iter().map(|window| window.to_ns - window.from_ns).max().unwrap();
+    assert!(longest < 1_000_000_000, "{longest} ns");
+}
+
+#[test]
 fn a_counter_that_goes_back_costs_only_that_moment() {
     let reset = Device { reset_s: Some(0.9), ..device(vec![always(2, 70.0)]) };
     let machine = Machine::of(vec![reset, device(vec![always(2, 70.0)])]);
