@@ -259,6 +259,23 @@ fn a_counter_that_never_moves_during_a_close_look_still_gives_windows() {
 }
 
 #[test]
+fn time_stamps_from_the_future_do_not_end_the_samples() {
+    let ahead = Fault { ahead_s: 3600.0, from_s: 0.3, to_s: 0.6, ..Fault::default() };
+    let memory = |pid, sm, mib| Process { memory_mib: Some(mib), ..always(pid, sm) };
+    let counter = device(vec![memory(2, 70.0, 100), memory(3, 30.0, 900)]);
+    let power = Device { refresh_ms: None, ..counter.clone() };
+    let machine = Machine::with_faults(vec![counter, power], vec![ahead]);
+    let run = machine.run(1.6);
+    for index in [0, 1] {
+        run.check_tiles(index);
+        let late = |window: &&GpuWindow| window.from_ns > run.start_ns + 1_000_000_000;
+        let methods: Vec<_> = run.of(index).iter().filter(late).map(|w| w.method).collect();
+        assert!(methods.len() > 1, "{:?}", run.of(index));
+        assert!(methods.iter().all(|method| *method == GpuMethod::Utilisation), "{methods:?}");
+    }
+}
+
+#[test]
 fn a_counter_that_goes_back_costs_only_that_moment() {
     let reset = Device { reset_s: Some(0.9), ..device(vec![always(2, 70.0)]) };
     let machine = Machine::of(vec![reset, device(vec![always(2, 70.0)])]);

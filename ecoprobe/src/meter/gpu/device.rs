@@ -204,7 +204,8 @@ impl Device {
                 Err(fault) => fault,
             },
             Source::Samples => {
-                let since = self.state.power_since_us;
+                let since = Clock::now().not_ahead(self.state.power_since_us);
+                self.state.power_since_us = since;
                 match driver.samples(self.handle, SampleKind::Power, since) {
                     Ok(samples) => return self.integrate(&samples),
                     Err(fault) if fault.remedy() == Remedy::Nothing => return,
@@ -274,7 +275,8 @@ impl Device {
     }
 
     fn read_busy<O: PidOwner>(&mut self, context: &mut Context<O>, polled: (u64, u64)) {
-        let (handle, since) = (self.handle, self.state.busy_since_us);
+        let (handle, since) = (self.handle, Clock::now().not_ahead(self.state.busy_since_us));
+        self.state.busy_since_us = since;
         let samples = self.ask(Question::BusySamples, context, |driver| {
             driver.samples(handle, SampleKind::Busy, since)
         });

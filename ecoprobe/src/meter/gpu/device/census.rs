@@ -31,7 +31,8 @@ impl Device {
             Some(true) => self.mig_census(context, polled, &mut owners),
             _ => self.plain_census(context, &mut owners),
         };
-        let since = self.state.sampling.since_us;
+        let since = Clock::now().not_ahead(self.state.sampling.since_us);
+        self.state.sampling.since_us = since;
         let samples = self
             .ask(Question::Utilisation, context, |driver| driver.process_samples(handle, since))
             .unwrap_or_default();
