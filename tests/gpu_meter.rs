@@ -276,6 +276,20 @@ fn time_stamps_from_the_future_do_not_end_the_samples() {
 }
 
 #[test]
+fn who_ran_before_a_counter_went_back_is_asked_first() {
+    let users = vec![process(2, 0.0, 0.4, 60.0), process(3, 0.4, 1e9, 60.0)];
+    let machine = Machine::of(vec![Device { reset_s: Some(1.0), ..device(users) }]);
+    // The last survey before that is at about 0.2 s.
+    let options = GpuOptions { process_interval: Duration::from_millis(1500), ..machine.options() };
+    let run = machine.run_with(1.2, &options, pid_is_slot);
+    assert_eq!(run.warned("jumped"), 1, "{:?}", run.warnings);
+    let device = &machine.scenario.devices[0];
+    let (from_s, to_s) = run.span(0);
+    let truth = device.dynamic_joules(2, from_s, to_s);
+    near("who left", run.books(0, 50.0).by_slot[&2], truth, 0.1);
+}
+
+#[test]
 fn a_counter_that_goes_back_costs_only_that_moment() {
     let reset = Device { reset_s: Some(0.9), ..device(vec![always(2, 70.0)]) };
     let machine = Machine::of(vec![reset, device(vec![always(2, 70.0)])]);

@@ -231,7 +231,9 @@ impl Device {
                  anew): what it drew around that moment is not counted"
             )
         });
-        self.restart(context);
+        // It still tells who ran since the last survey.
+        let census = self.take_census(context);
+        self.restart(context, census);
         self.state.curve.count(ns, millijoules);
     }
 
@@ -344,8 +346,7 @@ impl Device {
     }
 
     /// Closes the books at the last moment that is known, and begins new ones.
-    fn restart<O>(&mut self, context: &Context<O>) {
-        let census = self.state.census.clone();
+    fn restart<O>(&mut self, context: &Context<O>, census: Census) {
         let edge = self.state.curve.last_ns();
         self.window(context, edge, census);
         self.state = State::new();
@@ -353,7 +354,7 @@ impl Device {
 
     fn lose<O>(&mut self, context: &mut Context<O>, fault: &Fault) {
         context.warn(format!("GPU {} stopped answering ({fault}): its books stop here", self.uuid));
-        self.restart(context);
+        self.restart(context, self.state.census.clone());
         self.lost = true;
     }
 
