@@ -372,6 +372,30 @@ fn a_slow_driver_never_holds_up_the_tick() {
 }
 
 #[test]
+fn many_devices_of_a_slow_driver_all_get_their_turn() {
+    let devices = (0..16).map(|i| device(vec![always(2 + i, 50.0)])).collect();
+    let machine = Machine::new(Scenario { delay_ms: 10.0, devices, ..Scenario::default() });
+    // To read all takes far longer than the interval.
+    let (meter, ..) = GpuMeter::start(machine.options(), pid_is_slot).unwrap();
+    std::thread::sleep(Duration::from_secs(5));
+    let mut events = Vec::new();
+    meter.drain(&mut events);
+    let stop_ns = monotonic_ns();
+    let newest = |events: &[Event]| -> BTreeMap<String, u64> {
+        let windows = events.iter().map(|event| match event {
+            Event::Gpu(window) => (window.uuid.clone(), window.to_ns),
+            event => panic!("{event:?}"),
+        });
+        windows.collect()
+    };
+    assert_eq!(newest(&events).len(), 16, "surveyed");
+    // There is no time to survey all of them once more.
+    let last = newest(&meter.finish(Duration::from_millis(1200)).events);
+    assert_eq!(last.len(), 16);
+    assert!(last.values().all(|to_ns| *to_ns >= stop_ns), "windows reach past the end of the run");
+}
+
+#[test]
 fn a_driver_that_hangs_is_left_behind() {
     let hang = Fault { delay_ms: 4000.0, from_s: 0.6, device: Some(0), ..Fault::default() };
     let machine = Machine::with_faults(vec![device(vec![always(2, 50.0)])], vec![hang]);
