@@ -194,6 +194,32 @@ fn a_process_that_vanished_is_remembered() {
     assert!(run.books(0, 50.0).nobody < 1e-9);
 }
 
+struct Reused {
+    exit_ns: u64,
+}
+
+impl PidOwner for Reused {
+    fn slot_of(&self, pid: u32, at_ns: u64) -> Option<usize> {
+        self.exited_slot(pid, at_ns).or(Some(3))
+    }
+
+    fn exited_slot(&self, _: u32, at_ns: u64) -> Option<usize> {
+        (at_ns <= self.exit_ns && self.exit_ns <= monotonic_ns()).then_some(2)
+    }
+}
+
+#[test]
+fn a_pid_that_changed_hands_between_two_looks_is_two_users() {
+    let device = device(vec![process(7, 0.4, 0.8, 60.0), process(7, 0.85, 1.6, 60.0)]);
+    let machine = Machine::of(vec![device]);
+    let options = GpuOptions { process_interval: Duration::from_secs(1), ..machine.options() };
+    let owner = Reused { exit_ns: machine.start_ns + 800_000_000 };
+    let run = machine.run_with(1.8, &options, owner);
+    let books = run.books(0, 50.0);
+    near("the first", books.by_slot[&2], 150.0 * 0.4, 0.05);
+    near("the second", books.by_slot[&3], 150.0 * 0.75, 0.05);
+}
+
 #[test]
 fn real_processes_are_found_in_their_cgroups() {
     let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();

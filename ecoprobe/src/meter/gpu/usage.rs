@@ -131,14 +131,11 @@ impl Sampling {
         }
         let since = mono_ns(self.since_us);
         for (pid, times) in by_pid {
-            let first = match self.period_ns {
-                Some(period) => mono_ns(times[0].0).saturating_sub(period),
-                None => polled.0,
-            };
-            let owner = owner(pid, first);
             for (us, sm) in times {
                 self.since_us = self.since_us.max(us);
                 let to = mono_ns(us).min(polled.1);
+                let owner =
+                    owner(pid, self.period_ns.map_or(polled.0, |period| to.saturating_sub(period)));
                 let rate = f64::from(sm) / 100.0;
                 match self.period_ns {
                     Some(period) => timeline.add(owner, to.saturating_sub(period), to, rate),
