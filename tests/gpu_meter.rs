@@ -194,6 +194,32 @@ fn a_process_that_vanished_is_remembered() {
     assert!(run.books(0, 50.0).nobody < 1e-9);
 }
 
+struct Reused {
+    exit_ns: u64,
+}
+
+impl PidOwner for Reused {
+    fn slot_of(&self, pid: u32, at_ns: u64) -> Option<usize> {
+        self.exited_slot(pid, at_ns).or(Some(3))
+    }
+
+    fn exited_slot(&self, _: u32, at_ns: u64) -> Option<usize> {
+        (at_ns <= self.exit_ns && self.exit_ns <= monotonic_ns()).then_some(2)
+    }
+}
+
+#[test]
+fn a_pid_that_changed_hands_between_two_looks_is_two_users() {
+    let device = device(vec![process(7, 0.4, 0.8, 60.0), process(7, 0.85, 1.6, 60.0)]);
+    let machine = Machine::of(vec![device]);
+    let options = GpuOptions { process_interval: Duration::from_secs(1), ..machine.options() };
+    let owner = Reused { exit_ns: machine.start_ns + 800_000_000 };
+    let run = machine.run_with(1.8, &options, owner);
+    let books = run.books(0, 50.0);
+    near("the first", books.by_slot[&2], 150.0 * 0.4, 0.05);
+    near("the second", books.by_slot[&3], 150.0 * 0.75, 0.05);
+}
+
 #[test]
 fn real_processes_are_found_in_their_cgroups() {
     let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
@@ -240,6 +266,53 @@ fn a_slow_counter_is_not_made_finer_than_it_is() {
         let resolution = window.resolution_ms.unwrap_or(100.0);
         assert!((80.0..130.0).contains(&resolution), "{window:?}");
     }
+}
+
+#[test]
+fn a_counter_that_never_moves_during_a_close_look_still_gives_windows() {
+    let slow = Device { refresh_ms: Some(600.0), ..device(vec![always(2, 70.0)]) };
+    let machine = Machine::of(vec![slow]);
+    let options = GpuOptions {
+        interval: Duration::from_millis(50),
+        // As often as the counter moves, and 250 ms after it.
+        process_interval: Duration::from_millis(600),
+        ..machine.options()
+    };
+    let run = machine.run_with(2.6, &options, pid_is_slot);
+    run.check_tiles(0);
+    let longest = run.of(0).iter().map(|window| window.to_ns - window.from_ns).max().unwrap();
+    assert!(longest < 1_000_000_000, "{longest} ns");
+}
+
+#[test]
+fn time_stamps_from_the_future_do_not_end_the_samples() {
+    let ahead = Fault { ahead_s: 3600.0, from_s: 0.3, to_s: 0.6, ..Fault::default() };
+    let memory = |pid, sm, mib| Process { memory_mib: Some(mib), ..always(pid, sm) };
+    let counter = device(vec![memory(2, 70.0, 100), memory(3, 30.0, 900)]);
+    let power = Device { refresh_ms: None, ..counter.clone() };
+    let machine = Machine::with_faults(vec![counter, power], vec![ahead]);
+    let run = machine.run(1.6);
+    for index in [0, 1] {
+        run.check_tiles(index);
+        let late = |window: &&GpuWindow| window.from_ns > run.start_ns + 1_000_000_000;
+        let methods: Vec<_> = run.of(index).iter().filter(late).map(|w| w.method).collect();
+        assert!(methods.len() > 1, "{:?}", run.of(index));
+        assert!(methods.iter().all(|method| *method == GpuMethod::Utilisation), "{methods:?}");
+    }
+}
+
+#[test]
+fn who_ran_before_a_counter_went_back_is_asked_first() {
+    let users = vec![process(2, 0.0, 0.4, 60.0), process(3, 0.4, 1e9, 60.0)];
+    let machine = Machine::of(vec![Device { reset_s: Some(1.0), ..device(users) }]);
+    // The last survey before that is at about 0.2 s.
+    let options = GpuOptions { process_interval: Duration::from_millis(1500), ..machine.options() };
+    let run = machine.run_with(1.2, &options, pid_is_slot);
+    assert_eq!(run.warned("jumped"), 1, "{:?}", run.warnings);
+    let device = &machine.scenario.devices[0];
+    let (from_s, to_s) = run.span(0);
+    let truth = device.dynamic_joules(2, from_s, to_s);
+    near("who left", run.books(0, 50.0).by_slot[&2], truth, 0.1);
 }
 
 #[test]
@@ -321,6 +394,30 @@ fn a_slow_driver_never_holds_up_the_tick() {
         assert!(before.is_none_or(|to_ns| to_ns == window.from_ns));
     }
     assert_eq!(last.len(), 8);
+    assert!(last.values().all(|to_ns| *to_ns >= stop_ns), "windows reach past the end of the run");
+}
+
+#[test]
+fn many_devices_of_a_slow_driver_all_get_their_turn() {
+    let devices = (0..16).map(|i| device(vec![always(2 + i, 50.0)])).collect();
+    let machine = Machine::new(Scenario { delay_ms: 10.0, devices, ..Scenario::default() });
+    // To read all takes far longer than the interval.
+    let (meter, ..) = GpuMeter::start(machine.options(), pid_is_slot).unwrap();
+    std::thread::sleep(Duration::from_secs(5));
+    let mut events = Vec::new();
+    meter.drain(&mut events);
+    let stop_ns = monotonic_ns();
+    let newest = |events: &[Event]| -> BTreeMap<String, u64> {
+        let windows = events.iter().map(|event| match event {
+            Event::Gpu(window) => (window.uuid.clone(), window.to_ns),
+            event => panic!("{event:?}"),
+        });
+        windows.collect()
+    };
+    assert_eq!(newest(&events).len(), 16, "surveyed");
+    // There is no time to survey all of them once more.
+    let last = newest(&meter.finish(Duration::from_millis(1200)).events);
+    assert_eq!(last.len(), 16);
     assert!(last.values().all(|to_ns| *to_ns >= stop_ns), "windows reach past the end of the run");
 }
 

@@ -210,8 +210,13 @@ pub enum StaticPower {
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; write a number with its unit, as in 100ms, 1s or 2m"))
+    // What is added to the time of a clock must not run over.
+    const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration <= LONGEST => Ok(duration),
+        Ok(_) => Err("a duration is at most 100 years".into()),
+        Err(error) => Err(format!("{error}; write a number with its unit, as in 100ms, 1s or 2m")),
+    }
 }
 
 fn parse_interval(text: &str) -> Result<Duration, String> {
@@ -269,6 +274,7 @@ mod tests {
             &["ecoprobe", "--cgroup", "a", "--interval", "0"][..],
             &["ecoprobe", "--cgroup", "a", "--interval", "0s"],
             &["ecoprobe", "--cgroup", "a", "--interval", "1us"],
+            &["ecoprobe", "--cgroup", "a", "--duration", "500000000000y"],
             &["ecoprobe", "--cgroup", "a", "--pue", "0.5"],
             &["ecoprobe", "--cgroup", "a", "--price", "-1"],
             &["ecoprobe", "--cgroup", "a", "--static-power", "nan"],

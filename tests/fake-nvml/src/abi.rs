@@ -110,6 +110,7 @@ struct Call {
     world: &'static World,
     s: f64,
     nonsense: bool,
+    ahead_us: u64,
 }
 
 impl Call {
@@ -127,9 +128,10 @@ impl Call {
             std::thread::sleep(Duration::from_secs_f64(delay_ms / 1e3));
         }
         let nonsense = fault.is_some_and(|fault| fault.nonsense);
+        let ahead_us = fault.map_or(0, |fault| (fault.ahead_s * 1e6) as u64);
         match fault {
             Some(fault) if fault.code != SUCCESS && !nonsense => Err(fault.code),
-            _ => Ok(Self { world, s: world.now_s(), nonsense }),
+            _ => Ok(Self { world, s: world.now_s(), nonsense, ahead_us }),
         }
     }
 
@@ -331,7 +333,7 @@ exports! {
             .sample_times(device, since_us)
             .into_iter()
             .map(|(s, us)| nvmlSample_t {
-                timeStamp: us,
+                timeStamp: us + call.ahead_us,
                 sampleValue: nvmlValue_t { uiVal: value(s).round() as c_uint },
             })
             .collect();
@@ -512,7 +514,7 @@ fn utilisation(call: &Call, device: &Device, since_us: u64) -> Vec<nvmlProcessUt
             if sm > 0 {
                 list.push(nvmlProcessUtilizationSample_t {
                     pid: process.pid,
-                    timeStamp: us,
+                    timeStamp: us + call.ahead_us,
                     smUtil: sm,
                     memUtil: 0,
                     encUtil: 0,

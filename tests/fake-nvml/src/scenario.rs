@@ -133,6 +133,8 @@ pub struct Fault {
     pub nonsense: bool,
     /// It takes this much longer.
     pub delay_ms: f64,
+    /// The time stamps of the samples that it gives are ahead of the clock.
+    pub ahead_s: f64,
 }
 
 impl Default for Fault {
@@ -145,6 +147,7 @@ impl Default for Fault {
             code: 0,
             nonsense: false,
             delay_ms: 0.0,
+            ahead_s: 0.0,
         }
     }
 }

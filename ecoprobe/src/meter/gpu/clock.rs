@@ -21,6 +21,12 @@ impl Clock {
         self.real_ns.saturating_sub(self.now_ns.saturating_sub(mono_ns)) / 1000
     }
 
+    /// A time stamp of the driver, or now, if it is ahead of that: the clock was set back, or the
+    /// driver is wrong. To ask for what is newer would be to ask for nothing until then.
+    pub(super) fn not_ahead(self, real_us: u64) -> u64 {
+        real_us.min(self.real_ns / 1000)
+    }
+
     pub(super) fn mono_ns(self, real_us: u64) -> u64 {
         let real_ns = real_us.saturating_mul(1000);
         if real_ns >= self.real_ns {

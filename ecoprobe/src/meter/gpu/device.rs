@@ -204,7 +204,8 @@ impl Device {
                 Err(fault) => fault,
             },
             Source::Samples => {
-                let since = self.state.power_since_us;
+                let since = Clock::now().not_ahead(self.state.power_since_us);
+                self.state.power_since_us = since;
                 match driver.samples(self.handle, SampleKind::Power, since) {
                     Ok(samples) => return self.integrate(&samples),
                     Err(fault) if fault.remedy() == Remedy::Nothing => return,
@@ -230,7 +231,9 @@ impl Device {
                  anew): what it drew around that moment is not counted"
             )
         });
-        self.restart(context);
+        // It still tells who ran since the last survey.
+        let census = self.take_census(context);
+        self.restart(context, census);
         self.state.curve.count(ns, millijoules);
     }
 
@@ -274,7 +277,8 @@ impl Device {
     }
 
     fn read_busy<O: PidOwner>(&mut self, context: &mut Context<O>, polled: (u64, u64)) {
-        let (handle, since) = (self.handle, self.state.busy_since_us);
+        let (handle, since) = (self.handle, Clock::now().not_ahead(self.state.busy_since_us));
+        self.state.busy_since_us = since;
         let samples = self.ask(Question::BusySamples, context, |driver| {
             driver.samples(handle, SampleKind::Busy, since)
         });
@@ -342,8 +346,7 @@ impl Device {
     }
 
     /// Closes the books at the last moment that is known, and begins new ones.
-    fn restart<O>(&mut self, context: &Context<O>) {
-        let census = self.state.census.clone();
+    fn restart<O>(&mut self, context: &Context<O>, census: Census) {
         let edge = self.state.curve.last_ns();
         self.window(context, edge, census);
         self.state = State::new();
@@ -351,7 +354,7 @@ impl Device {
 
     fn lose<O>(&mut self, context: &mut Context<O>, fault: &Fault) {
         context.warn(format!("GPU {} stopped answering ({fault}): its books stop here", self.uuid));
-        self.restart(context);
+        self.restart(context, self.state.census.clone());
         self.lost = true;
     }
 

@@ -134,9 +134,11 @@ impl GpuMeter {
     /// Has every device read once more, so that the windows reach past the moment of the call, and
     /// stops. A driver that does not answer by `deadline` is left behind, with a warning.
     pub fn finish(self, deadline: Duration) -> GpuEnd {
-        let deadline = Instant::now() + deadline;
+        let now = Instant::now();
+        // Asking ends earlier, so that what is known without is published in time.
         // An error means that the poller has ended: then the channel only holds what is left.
-        let _ = self.stop.send(deadline);
+        let _ = self.stop.send(now + deadline * 3 / 4);
+        let deadline = now + deadline;
         let mut events = Vec::new();
         loop {
             match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {

@@ -14,6 +14,12 @@ pub trait PidOwner: Send + 'static {
     /// any more.
     fn slot_of(&self, pid: u32, at_ns: u64) -> Option<usize>;
 
+    /// The slot of the process that had this pid at `at_ns` and has exited since; `None` if that is
+    /// not known.
+    fn exited_slot(&self, _pid: u32, _at_ns: u64) -> Option<usize> {
+        None
+    }
+
     /// Whether the pids that the driver gives mean anything here.
     fn sees_host_pids(&self) -> bool {
         true
@@ -80,13 +86,14 @@ impl<E: Fn(u32) -> Option<Exit>> Owners<E> {
 
 impl<E: Fn(u32) -> Option<Exit> + Send + 'static> PidOwner for Owners<E> {
     fn slot_of(&self, pid: u32, at_ns: u64) -> Option<usize> {
-        let exited = (self.exited)(pid);
-        match exited {
-            // Whoever has the pid now came later, unless only a thread of it has exited: all the same.
-            Some((slot, exit_ns)) if exit_ns >= at_ns => Some(slot),
-            // A driver may speak of a process for a moment after its exit.
-            _ => self.read(pid).or(exited.map(|(slot, _)| slot)),
-        }
+        let exited = || self.exited_slot(pid, at_ns);
+        // A driver may speak of a process for a moment after its exit.
+        exited().or_else(|| self.read(pid)).or_else(|| (self.exited)(pid).map(|(slot, _)| slot))
+    }
+
+    fn exited_slot(&self, pid: u32, at_ns: u64) -> Option<usize> {
+        // Whoever has the pid now came later, unless only a thread of it has exited: all the same.
+        (self.exited)(pid).filter(|(_, exit_ns)| *exit_ns >= at_ns).map(|(slot, _)| slot)
     }
 
     fn sees_host_pids(&self) -> bool {

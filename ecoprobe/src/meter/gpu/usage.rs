@@ -66,7 +66,8 @@ impl<K: Copy + Ord> Timeline<K> {
 ///
 /// A driver gives either one sample a process and sampling period (periods in which a process did
 /// not run are left out), or one a process and query. Which one shows as soon as a process appears
-/// twice in an answer; from then on the period is known.
+/// twice in an answer, or with a sample that is older than the query; from then on the period is
+/// known.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sampling {
     /// Time between two samples, nanoseconds; `None` while answers were one a query.
@@ -74,7 +75,12 @@ pub(super) struct Sampling {
     /// Where the next query begins, in the driver's own clock: the newest time stamp seen, or the
     /// query before one that came back empty.
     pub(super) since_us: u64,
+    /// The newest time stamp of each process in the last answer that had any.
+    newest_us: BTreeMap<u32, u64>,
 }
+
+/// A sample that is older than the query by more than this was not made for it.
+const NOT_FOR_US_NS: u64 = 2_000_000;
 
 impl Sampling {
     /// How far back from now all samples have surely been delivered, nanoseconds.
@@ -103,6 +109,19 @@ impl Sampling {
             times.dedup_by_key(|(us, _)| *us);
             gaps.extend(times.windows(2).map(|pair| (pair[1].0 - pair[0].0).saturating_mul(1000)));
         }
+        if gaps.is_empty() {
+            // Where queries are no farther apart than samples.
+            let made_before = |us| mono_ns(us) + NOT_FOR_US_NS < polled.1;
+            gaps.extend(by_pid.iter().filter_map(|(pid, times)| {
+                let first = times.first().map(|(us, _)| *us).filter(|us| made_before(*us))?;
+                let before = *self.newest_us.get(pid)?;
+                (before < first).then(|| (first - before).saturating_mul(1000))
+            }));
+        }
+        if !by_pid.is_empty() {
+            let newest = by_pid.iter().filter_map(|(pid, times)| Some((*pid, times.last()?.0)));
+            self.newest_us = newest.collect();
+        }
         gaps.sort_unstable();
         // Most gaps are one period; those of a process that paused are several.
         if let Some(&gap) = gaps.get(gaps.len() / 2)
@@ -112,14 +131,11 @@ impl Sampling {
         }
         let since = mono_ns(self.since_us);
         for (pid, times) in by_pid {
-            let first = match self.period_ns {
-                Some(period) => mono_ns(times[0].0).saturating_sub(period),
-                None => polled.0,
-            };
-            let owner = owner(pid, first);
             for (us, sm) in times {
                 self.since_us = self.since_us.max(us);
                 let to = mono_ns(us).min(polled.1);
+                let owner =
+                    owner(pid, self.period_ns.map_or(polled.0, |period| to.saturating_sub(period)));
                 let rate = f64::from(sm) / 100.0;
                 match self.period_ns {
                     Some(period) => timeline.add(owner, to.saturating_sub(period), to, rate),
@@ -285,6 +301,24 @@ mod tests {
         let mono = |us| us * 1000;
         sampling.add(&samples, (500 * MS, 1000 * MS), mono, |_, _| Some(2), &mut timeline);
         assert!((timeline.take(0, 1000 * MS)[&Some(2)] - 0.2).abs() < 1e-9);
+    }
+
+    #[test]
+    fn samples_rarer_than_queries_are_known_as_such() {
+        let mono = |us| us * 1000;
+        let answers = |stamp: fn(u64) -> u64| {
+            let (mut sampling, mut timeline) = (Sampling::default(), Timeline::default());
+            for now in [100, 200, 300, 400, 500] {
+                let polled = ((now - 100) * MS, now * MS);
+                let us = stamp(now) * 1000;
+                let samples = [ProcessSample { pid: 1, us, sm: 50 }];
+                let new = &samples[..usize::from(us > sampling.since_us)];
+                sampling.add(new, polled, mono, |_, _| Some(2), &mut timeline);
+            }
+            sampling.lag_ns()
+        };
+        assert_eq!(answers(|now| now / 166 * 166), 166 * MS);
+        assert_eq!(answers(|now| now), 0);
     }
 
     #[test]

@@ -31,7 +31,8 @@ impl Device {
             Some(true) => self.mig_census(context, polled, &mut owners),
             _ => self.plain_census(context, &mut owners),
         };
-        let since = self.state.sampling.since_us;
+        let since = Clock::now().not_ahead(self.state.sampling.since_us);
+        self.state.sampling.since_us = since;
         let samples = self
             .ask(Question::Utilisation, context, |driver| driver.process_samples(handle, since))
             .unwrap_or_default();
@@ -42,10 +43,11 @@ impl Device {
         }
         let before = &self.state.owners;
         // Of a process that is not on the device any more, what was seen then is better than who
-        // has its pid now.
+        // has its pid now; but the pid may have changed hands since.
         let owner = |pid, at_ns| {
-            let known = owners.get(&pid).or_else(|| before.get(&pid));
-            known.copied().unwrap_or_else(|| context.owner.slot_of(pid, at_ns))
+            let known = owners.get(&pid).or_else(|| before.get(&pid)).copied();
+            let exited = context.owner.exited_slot(pid, at_ns);
+            exited.map(Some).or(known).unwrap_or_else(|| context.owner.slot_of(pid, at_ns))
         };
         let mono_ns = |us| clock.mono_ns(us);
         self.state.sampling.add(&samples, polled, mono_ns, owner, &mut self.state.ran);

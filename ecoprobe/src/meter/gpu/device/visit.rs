@@ -114,7 +114,8 @@ impl Device {
             self.state.phase = Phase::Wait { until_ns: polled + (lag - expected) };
             return;
         }
-        let (curve, before) = (&self.state.curve, self.state.edge_ns);
+        let curve = &self.state.curve;
+        let before = self.state.edge_ns.or(curve.first_ns());
         let edge =
             |off_ns| curve.knot_within(off_ns, before.unwrap_or(0), polled.saturating_sub(lag));
         let edge = edge(SHARP_NS).or_else(|| edge(u64::MAX)).or(before);
