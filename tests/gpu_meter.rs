@@ -123,6 +123,34 @@ fn sixty_four_devices_are_no_trouble() {
     }
 }
 
+/// The counter moves once a second; the second user is seen in some of the surveys in between.
+#[test]
+fn whoever_was_seen_between_two_edges_was_there() {
+    let memory =
+        |pid, from_s, to_s| Process { memory_mib: Some(1000), ..process(pid, from_s, to_s, 50.0) };
+    let machine = Machine::of(vec![Device {
+        refresh_ms: Some(1000.0),
+        utilisation: Utilisation::None,
+        processes: vec![memory(2, 0.0, 1e9), memory(3, 1.3, 1.7)],
+        ..Device::default()
+    }]);
+    let run = machine.run(2.6);
+    let users = run.of(0).iter().flat_map(|window| &window.usage).filter(|usage| usage.slot == 3);
+    assert!(users.map(|usage| usage.weight).sum::<f64>() > 0.0, "{:?}", run.of(0));
+}
+
+#[test]
+fn a_poller_that_fails_is_no_quiet_end() {
+    let machine = Machine::of(vec![device(vec![always(2, 50.0)])]);
+    let calls = std::sync::atomic::AtomicU32::new(0);
+    let owner = move |_: u32| match calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+        3.. => panic!("on purpose"),
+        _ => Some(2),
+    };
+    let run = machine.run_with(1.5, &machine.options(), owner);
+    assert_eq!(run.warned("the NVML thread failed"), 1, "{:?}", run.warnings);
+}
+
 #[test]
 fn without_utilisation_memory_decides() {
     let memory = |pid, mib| Process { memory_mib: Some(mib), ..always(pid, 50.0) };

@@ -55,9 +55,12 @@ static SELECTED: HashMap<u64, u32> = HashMap::with_max_entries(1, 0);
 #[map]
 static RESOLVED: LruHashMap<u64, Resolved> = LruHashMap::with_max_entries(1, 0);
 
-// Whose the processes were that exited lately, by thread group. The oldest make room.
+// Whose the processes were that exited lately, by thread group: those of workloads, and all others,
+// apart, so that the many who exit elsewhere do not make a workload's be forgotten. The oldest make room.
 #[map]
 static EXITED: LruHashMap<u32, Exited> = LruHashMap::with_max_entries(1, 0);
+#[map]
+static EXITED_OTHERS: LruHashMap<u32, Exited> = LruHashMap::with_max_entries(1, 0);
 
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
@@ -581,6 +584,9 @@ fn on_exit<K: Kernel>(task: *const u8) {
         let tgid: u32 = K::read(task, Field::TaskTgid);
         let exited = Exited { mono_ns: bpf_ktime_get_ns(), slot, _pad: 0 };
         // One that finds no room is a process whose GPU time is billed to nobody, if it had any.
-        let _ = EXITED.insert(tgid, exited, 0);
+        let _ = match slot {
+            SLOT_OTHER => EXITED_OTHERS.insert(tgid, exited, 0),
+            _ => EXITED.insert(tgid, exited, 0),
+        };
     }
 }

@@ -32,6 +32,10 @@ pub(super) struct Gpu {
     pub(super) latest_owed: Seconds,
     users: BTreeMap<usize, User>,
     users_known: bool,
+    /// Joules of windows in which somebody used the device, and the part of them whose users
+    /// cannot be told.
+    used_joules: f64,
+    lost_joules: f64,
 }
 
 /// A driver's window, of which everything up to `from_ns` is settled.
@@ -61,6 +65,9 @@ pub(super) struct Piece {
     shares: Arc<[Share]>,
     holders: Arc<[usize]>,
 }
+
+/// The share of a device's energy in use beyond which it is said that its users cannot be told.
+const LOST_WORTH_SAYING: f64 = 0.01;
 
 /// What one slot did on one device.
 #[derive(Debug, Clone, Default)]
@@ -96,6 +103,8 @@ impl Gpu {
             latest_owed: Seconds(0.0),
             users: BTreeMap::new(),
             users_known: false,
+            used_joules: 0.0,
+            lost_joules: 0.0,
         }
     }
 
@@ -179,6 +188,10 @@ impl Gpu {
                     None => self.model.pass_over(window),
                 }
                 stretch.note_users(&mut self.users, window, part);
+                if let Some(lost) = stretch.lost_part() {
+                    self.used_joules += window.energy.0;
+                    self.lost_joules += window.energy.0 * lost;
+                }
                 self.users_known |= stretch.users_known;
                 self.arriving.push(piece);
                 stretch.from_ns = to_ns;
@@ -212,20 +225,38 @@ impl Gpu {
         most.filter(|(joules, _)| **joules > 0.0).map(|(_, method)| method)
     }
 
-    /// A sentence if windows were refused.
-    pub(super) fn warning(&self) -> Option<String> {
-        (self.refused > 0).then(|| {
+    /// What the reader of the report should know: a sentence each.
+    pub(super) fn warnings(&self) -> impl Iterator<Item = String> {
+        let uuid = &self.uuid;
+        let refused = (self.refused > 0).then(|| {
             let plural = if self.refused == 1 { "" } else { "s" };
             format!(
-                "{}: {} reading{plural} of energy refused: negative, not a number, or not in the \
+                "{uuid}: {} reading{plural} of energy refused: negative, not a number, or not in the \
                  order of time",
-                self.uuid, self.refused
+                self.refused
             )
-        })
+        });
+        // Of whom a sample speaks who was gone by the first look: at the edges of a run, a little.
+        let lost = (self.lost_joules > LOST_WORTH_SAYING * self.used_joules).then(|| {
+            format!(
+                "{uuid}: {:.1} J were drawn when processes computed that were gone before their \
+                 cgroup could be found: that part is unattributed",
+                self.lost_joules
+            )
+        });
+        refused.into_iter().chain(lost)
     }
 }
 
 impl Stretch {
+    /// The share of those who cannot be told; `None` if nobody used the device.
+    fn lost_part(&self) -> Option<f64> {
+        let weight = |share: &Share| share.weight;
+        let total: f64 = self.shares.iter().map(weight).sum();
+        let lost: f64 = self.shares.iter().filter(|share| share.slot == NOBODY).map(weight).sum();
+        (total > 0.0).then(|| lost / total)
+    }
+
     /// Notes who used the device in a `part` of this window.
     fn note_users(&self, users: &mut BTreeMap<usize, User>, window: Window, part: f64) {
         for &(slot, busy_seconds) in &self.busy_seconds {

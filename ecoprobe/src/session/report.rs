@@ -204,7 +204,8 @@ impl Session {
         for device in &self.gpus {
             let power = device.model.static_power().watts();
             let account = gpu_account(device, view, power);
-            let settled = (!account.is_empty()).then(|| account.settle(power, of_gpus));
+            let measures = !account.is_empty() && !device.account.is_dead();
+            let settled = measures.then(|| account.settle(power, of_gpus));
             if let Some(settled) = &settled {
                 tally.gpu.add(settled);
             }
@@ -333,15 +334,19 @@ impl Session {
         }
         for (meter, domain) in self.meters.iter().zip(&self.header.domains) {
             warnings.extend(meter.warnings(domain));
-            if meter.account.is_dead() {
-                warnings.push(format!(
-                    "{}: the energy counter never moved, so it measures nothing and its figures are \
-                     left out; `ecoprobe doctor` says what else there is",
-                    domain.name
-                ));
-            }
         }
-        warnings.extend(self.gpus.iter().filter_map(Gpu::warning));
+        for gpu in &self.gpus {
+            warnings.extend(gpu.warnings());
+        }
+        let meters = self.meters.iter().zip(&self.header.domains);
+        let accounts = meters.map(|(meter, domain)| (&*domain.name, &meter.account));
+        let accounts = accounts.chain(self.gpus.iter().map(|gpu| (gpu.uuid(), &gpu.account)));
+        warnings.extend(accounts.filter(|(_, account)| account.is_dead()).map(|(name, _)| {
+            format!(
+                "{name}: the energy counter never moved, so it measures nothing and its figures are \
+                 left out; `ecoprobe doctor` says what else there is"
+            )
+        }));
         self.warn_of_static_power(&mut warnings);
         warnings
     }

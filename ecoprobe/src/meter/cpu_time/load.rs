@@ -112,6 +112,7 @@ impl CpuTime {
         hook: Hook,
     ) -> Result<Self, Error> {
         let constants = Constants::new(layout, options)?;
+        let most_exited = if options.exits { MOST_EXITED } else { 1 };
         let mut loader = loader_without_kernel_btf();
         loader
             .map_max_entries("CPUS", constants.nr_cpus)
@@ -119,7 +120,8 @@ impl CpuTime {
             .map_max_entries("SELECTED", options.max_workloads)
             // Children of the selected cgroups and everybody else's cgroups share this cache.
             .map_max_entries("RESOLVED", options.max_workloads.saturating_mul(2).max(8192))
-            .map_max_entries("EXITED", if options.exits { MOST_EXITED } else { 1 });
+            .map_max_entries("EXITED", most_exited)
+            .map_max_entries("EXITED_OTHERS", most_exited);
         loader.override_global("LAYOUT", &constants.fields[..], true);
         let mut ebpf = loader.load(OBJECT).map_err(|error| cannot("load the probe", &error))?;
         let btf = Btf::parse(&layout.tracepoint_btf(), Endianness::default())
@@ -143,7 +145,8 @@ impl CpuTime {
         let internal = |error| cannot("use the probe's maps", &error);
         let selected = HashMap::try_from(take_map(&mut ebpf, "SELECTED")?).map_err(internal)?;
         let events = RingBuf::try_from(take_map(&mut ebpf, "EVENTS")?).map_err(internal)?;
-        let exits = HashMap::try_from(take_map(&mut ebpf, "EXITED")?).map_err(internal)?;
+        let mut exited = |name| HashMap::try_from(take_map(&mut ebpf, name)?).map_err(internal);
+        let exits = Exits([exited("EXITED")?, exited("EXITED_OTHERS")?]);
         let log = ProbeLog::default();
         let logger = EbpfLogger::init_with_logger(&mut ebpf, log.clone())
             .map_err(|error| cannot("read the probe's log", &error))?;
@@ -153,7 +156,7 @@ impl CpuTime {
             counters,
             selected,
             events,
-            exits: options.exits.then_some(Exits(exits)),
+            exits: options.exits.then_some(exits),
             logger,
             log,
             max_workloads: options.max_workloads as usize,
@@ -258,7 +261,7 @@ impl CpuTime {
 
 /// The processes that exited lately, as the probe noted them.
 #[derive(Debug)]
-pub struct Exits(HashMap<MapData, u32, Value>);
+pub struct Exits([HashMap<MapData, u32, Value>; 2]);
 
 /// As the map has it.
 #[derive(Debug, Clone, Copy)]
@@ -270,11 +273,12 @@ unsafe impl aya::Pod for Value {}
 
 impl Exits {
     /// The slot that a process of the initial pid namespace was billed to when a thread of it exited
-    /// last, and the CLOCK_MONOTONIC time of that in nanoseconds. One system call.
+    /// last, and the CLOCK_MONOTONIC time of that in nanoseconds. Two system calls.
     pub fn find(&self, pid: u32) -> Option<(usize, u64)> {
         // An error is that there is no such process.
-        let Value(exited) = self.0.get(&pid, 0).ok()?;
-        Some((exited.slot as usize, exited.mono_ns))
+        let found = self.0.iter().filter_map(|exited| exited.get(&pid, 0).ok());
+        let Value(last) = found.max_by_key(|Value(exited)| exited.mono_ns)?;
+        Some((last.slot as usize, last.mono_ns))
     }
 }
 
@@ -291,8 +295,9 @@ const TRACEPOINTS: [&str; 4] =
 /// Attached only where somebody asks who has exited.
 const EXIT: &str = "sched_process_exit";
 
-/// How many exited processes are remembered: two looks' worth where thousands exit in each second.
-const MOST_EXITED: u32 = 8 * 1024;
+/// How many exited processes are remembered, of workloads and of others each: two looks' worth where
+/// two thousand exit in each second.
+const MOST_EXITED: u32 = 4 * 1024;
 
 fn program_name(tracepoint: &str, hook: Hook) -> String {
     match hook {

@@ -310,9 +310,9 @@ impl Device {
             state.census = census;
             return;
         };
-        // Nothing is known beyond the last edge yet: all of it is carried over.
+        // Nothing is known beyond the last edge yet: all of it is carried over, who was there too.
         if to_ns <= from_ns {
-            return;
+            return state.census.merge(census);
         }
         let (Some(from), Some(to)) = (state.curve.at(from_ns), state.curve.at(to_ns)) else {
             return;

@@ -47,6 +47,15 @@ impl<O> Context<O> {
     }
 }
 
+impl<O> Drop for Context<O> {
+    fn drop(&mut self) {
+        // Else a poller that failed would look like one that had no more to say.
+        if std::thread::panicking() {
+            self.warn("the NVML thread failed: GPU readings from then on are missing".into());
+        }
+    }
+}
+
 /// The body of the thread.
 pub(super) fn run<O: PidOwner>(
     options: &GpuOptions,

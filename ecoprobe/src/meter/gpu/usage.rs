@@ -169,6 +169,19 @@ pub(super) struct Census {
     pub(super) holders: BTreeMap<Owner, Holding>,
 }
 
+impl Census {
+    /// Takes in a later census of the same window.
+    pub(super) fn merge(&mut self, later: Self) {
+        self.known |= later.known;
+        self.mig = later.mig;
+        for (owner, holding) in later.holders {
+            let most = self.holders.entry(owner).or_default();
+            most.bytes = most.bytes.max(holding.bytes);
+            most.slices = most.slices.max(holding.slices);
+        }
+    }
+}
+
 /// Who used a device in a window.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Shares {

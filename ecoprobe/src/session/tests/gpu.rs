@@ -106,6 +106,31 @@ fn energy_with_nobody_on_the_device_is_unattributed() {
 }
 
 #[test]
+fn a_counter_that_never_moved_measured_nothing() {
+    let mut session = with_device(Settings::default());
+    session.sample(&sample(0));
+    session.gpu(&window(0, 2000, 0.0, &[user(2, 1.0, 1.0)]));
+    session.sample(&sample(2000));
+    let report = report(&session);
+    assert_eq!(report.node.gpu.measured_j, None);
+    assert_eq!(report.workloads[0].energy_j.gpu, None);
+    assert!(report.warnings.iter().any(|w| w.contains("never moved")), "{:?}", report.warnings);
+}
+
+#[test]
+fn users_that_cannot_be_told_are_said() {
+    for (lost_weight, said) in [(0.5, true), (0.005, false)] {
+        let mut session = with_device(static_watts(50.0));
+        session.sample(&sample(0));
+        session.gpu(&GpuWindow { lost_weight, ..window(0, 1000, 90.0, &[user(2, 1.0, 1.0)]) });
+        session.sample(&sample(1000));
+        let report = report(&session);
+        let warnings = &report.warnings;
+        assert_eq!(warnings.iter().any(|w| w.contains("GPU-1: 30.0 J")), said, "{warnings:?}");
+    }
+}
+
+#[test]
 fn users_that_were_never_known_have_no_figure() {
     let mut session = with_device(static_watts(50.0));
     session.sample(&sample(0));

@@ -112,7 +112,7 @@ impl Device {
         if lag > expected {
             // Only now is it known how late the samples are: those up to the edge are still to come.
             self.state.phase = Phase::Wait { until_ns: polled + (lag - expected) };
-            return;
+            return self.state.census.merge(census);
         }
         let curve = &self.state.curve;
         let before = self.state.edge_ns.or(curve.first_ns());
