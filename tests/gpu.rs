@@ -292,7 +292,8 @@ fn without_idle_time_everything_goes_by_use_and_the_report_says_so() {
     }
     let warning = format!("the static power of {}, {} could not be told", uuid(0), uuid(1));
     assert_eq!(run.warned(&warning), 1, "{}", run.report["warnings"]);
-    assert_eq!(run.gpu("idle_j"), 0.0);
+    // The books close by what rounding leaves.
+    assert!(run.gpu("idle_j") < 1e-9);
     let all = |index: usize| machine.scenario.devices[index].joules(run.from_s, run.to_s);
     let on = |job: usize, device: usize| number(&run.job(job)["gpus"][device]["energy_j"]);
     near("the sole user", on(0, 0), all(0), 0.01);
