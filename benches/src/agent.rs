@@ -57,30 +57,36 @@ impl Energy {
     }
 }
 
-/// So many cgroups beside each other. In a tenth of them, at most a hundred, something runs for a
-/// moment in every interval.
+/// So many cgroups beside each other.
 #[derive(Debug)]
 pub(crate) struct Cgroups {
-    // Dropped first: a cgroup with somebody inside cannot be removed.
-    _loads: Vec<Load>,
     parent: TestCgroup,
     pub count: usize,
 }
 
 impl Cgroups {
     pub(crate) fn new(count: usize) -> Result<Self> {
-        let parent = TestCgroup::v2("bench");
-        let mut loads = Vec::new();
+        let cgroups = Self { parent: TestCgroup::v2("bench"), count };
         for number in 0..count {
             stop_if_interrupted();
-            let path = parent.path().join(format!("job-{number:05}"));
+            let path = cgroups.path(number);
             fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
-            if number < (count / 10).clamp(1, 100) {
-                let busy = Duration::from_micros(20);
-                loads.push(Load::start(Shape::Duty { busy, period: INTERVAL }, &path, None));
-            }
         }
-        Ok(Self { _loads: loads, parent, count })
+        Ok(cgroups)
+    }
+
+    fn path(&self, number: usize) -> PathBuf {
+        self.parent.path().join(format!("job-{number:05}"))
+    }
+
+    /// Until this is dropped something runs for a moment in every interval in a tenth of them, at most
+    /// in five for each CPU: more than that hardly run on a CPU within 10 ms.
+    pub(crate) fn work(&self) -> Vec<Load> {
+        let most = 5 * std::thread::available_parallelism().map_or(1, usize::from);
+        let busy = Duration::from_micros(20);
+        let shape = Shape::Duty { busy, period: INTERVAL };
+        let running = 0..(self.count / 10).clamp(1, most);
+        running.map(|number| Load::start(shape, &self.path(number), None)).collect()
     }
 
     pub(crate) fn parent(&self) -> &TestCgroup {

@@ -51,7 +51,7 @@ fn ticks(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
         bench.progress(format_args!("latency: making {} cgroups", thousands(size)));
         sizes.push((Cgroups::new(size)?, Turns::default()));
     }
-    let (mut outside, mut start) = (Turns::default(), Vec::new());
+    let (mut outside, mut machine, mut start) = (Turns::default(), Vec::new(), Vec::new());
     let turns = bench.settings.turns;
     // The first turn warms up.
     for turn in 0..=turns {
@@ -61,11 +61,13 @@ fn ticks(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
             let size = cgroups.count;
             let who = thousands(size);
             bench.progress(format_args!("latency: {who} cgroups, turn {turn} of {turns}"));
+            let _work = cgroups.work();
             let (p50, p99) = inside(bench, cgroups, &energy)?;
             let by_outside = (size == USUAL).then(|| from_outside(bench, cgroups, &energy));
             let started =
                 (size == USUAL).then(|| start_time(bench, &cgroups.glob(), &energy.options()));
             let (by_outside, started) = (by_outside.transpose()?, started.transpose()?);
+            let nothing = (size == USUAL && turn > 0).then(|| nothing_for(p50));
             if turn == 0 {
                 continue;
             }
@@ -75,6 +77,7 @@ fn ticks(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
                 outside.p50.push(p50);
                 outside.p99.push(p99);
             }
+            machine.extend(nothing);
             start.extend(started.map(|time| time.as_secs_f64() * 1e3));
         }
     }
@@ -89,6 +92,8 @@ fn ticks(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
             },
         ]);
     }
+    let name = format!("nothing for as long as a median tick, p99, {} cgroups", thousands(USUAL));
+    outcome.metrics.push(Metric::of_turns(name, "µs", machine));
     outcome
         .metrics
         .extend(outside.metrics("tick and the probe's news, by an outside clock", USUAL));
@@ -112,6 +117,21 @@ fn inside(bench: &Bench, cgroups: &Cgroups, energy: &Energy) -> Result<(f64, f64
         report["self"]["collect_us"][quantile].as_f64().context("the report has no collect_us")
     };
     Ok((at("p50")?, at("p99")?))
+}
+
+/// The p99 of doing nothing for so many µs, undisturbed as a tick is: what is above that is the
+/// machine's own, its interrupts and its hypervisor.
+fn nothing_for(us: f64) -> f64 {
+    let _undisturbed = Undisturbed::begin();
+    let took = (0..TICKS).map(|_| {
+        std::thread::sleep(INTERVAL / 5);
+        let start = Instant::now();
+        while start.elapsed().as_secs_f64() * 1e6 < us {
+            std::hint::spin_loop();
+        }
+        start.elapsed().as_secs_f64() * 1e6
+    });
+    quantile(&took.collect::<Vec<_>>(), 0.99)
 }
 
 /// The same of ticks that are called, and timed, by us.

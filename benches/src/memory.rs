@@ -34,6 +34,7 @@ pub(crate) fn bench(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
     let energy = Energy::find();
     for size in SIZES {
         let cgroups = Cgroups::new(size)?;
+        let _work = cgroups.work();
         let (mut peak, mut pss, mut maps) = (Vec::new(), Vec::new(), f64::INFINITY);
         for turn in 1..=bench.settings.turns {
             bench.progress(format_args!("memory: {} cgroups, turn {turn}", thousands(size)));
@@ -65,6 +66,7 @@ pub(crate) fn bench(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
 /// Cgroups that come and go below a watched one: whatever their number, memory has to stay.
 fn churn_inside(bench: &Bench, energy: &Energy, outcome: &mut Outcome) -> Result<()> {
     let cgroups = Cgroups::new(1)?;
+    let _work = cgroups.work();
     let parent = cgroups.parent().path().join("job-00000");
     let mut options = energy.options();
     options.push("--interval=20ms".to_owned());
@@ -83,6 +85,7 @@ fn churn_inside(bench: &Bench, energy: &Energy, outcome: &mut Outcome) -> Result
 /// Cgroups that are workloads themselves: each stays in the report, until the capacity is used up.
 fn churn_of_workloads(bench: &Bench, energy: &Energy, outcome: &mut Outcome) -> Result<()> {
     let cgroups = Cgroups::new(1)?;
+    let _work = cgroups.work();
     let mut options = energy.options();
     options.extend(["--interval=20ms".to_owned(), format!("--max-workloads={CAPACITY}")]);
     let agent = Agent::start(bench, &cgroups.glob(), &options)?;

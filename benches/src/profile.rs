@@ -34,11 +34,12 @@ pub(crate) fn record(profile: Profile, bench: &Bench) -> Result<PathBuf> {
     bench.probe_works().map_err(anyhow::Error::msg)?;
     run(Command::new("perf").arg("version").stdout(Stdio::null()))
         .context("a flame graph needs `perf`; on Debian it is in linux-perf")?;
-    let (energy, cgroups, driver);
+    let (energy, cgroups, _work, driver);
     let name = profile.name();
     let (glob, mut options) = match profile {
         Profile::Ticks => {
             (energy, cgroups) = (Energy::find(), Cgroups::new(1_000)?);
+            _work = cgroups.work();
             (cgroups.glob(), energy.options())
         }
         Profile::Gpus => {

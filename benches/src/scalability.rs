@@ -98,6 +98,7 @@ fn cgroups(bench: &Bench, energy: &Energy) -> Result<Curve> {
     let mut points = Vec::new();
     for size in [10, 30, 100, 300, 1_000, 3_000, 10_000] {
         let cgroups = Cgroups::new(size)?;
+        let _work = cgroups.work();
         let mut options = energy.options();
         options.push(format!("--interval={}ms", INTERVAL.as_millis()));
         let mut p50 = Vec::new();
@@ -121,6 +122,7 @@ fn cgroups(bench: &Bench, energy: &Energy) -> Result<Curve> {
 /// CPU time of the agent, everything included, by how often it samples 100 cgroups.
 fn intervals(bench: &Bench, energy: &Energy) -> Result<Curve> {
     let cgroups = Cgroups::new(100)?;
+    let _work = cgroups.work();
     let mut points = Vec::new();
     for ms in [1_000, 300, 100, 30, 10, 3, 1] {
         let mut options = energy.options();

@@ -60,13 +60,12 @@ impl Default for Args {
 /// The tasks that take turns on the CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tasks {
-    /// Two of one cgroup, which the probe finds in its cache.
+    /// Two of one cgroup, the one that ran last.
     OneCgroup,
-    /// One of each of two cgroups: the cache's two entries swap places.
+    /// One of each of two cgroups, which the probe finds among those that it remembers of the CPU.
     TwoCgroups,
-    /// One of each of three, so that both entries miss and a hash map is asked. The third is the root,
-    /// selected with 1,000 others: its tasks are asked whether they are the kernel's. No option makes
-    /// a switch cost more.
+    /// One of each of three, of which one is the root, selected with 1,000 others: its tasks are asked
+    /// whether they are the kernel's. No option makes a switch cost more.
     EveryOption,
 }
 
