@@ -16,7 +16,7 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use ecoprobe::error::Error;
-use ecoprobe::meter::gpu::{GpuMeter, GpuOptions, Owners, PidOwner};
+use ecoprobe::meter::gpu::{Exit, GpuMeter, GpuOptions, Owners, PidOwner};
 use ecoprobe::meter::monotonic_ns;
 use ecoprobe::report::{GpuEnergyKind, GpuReadMethod};
 use ecoprobe::sample::{Event, GpuMethod, GpuWindow};
@@ -227,12 +227,12 @@ struct Reused {
 }
 
 impl PidOwner for Reused {
-    fn slot_of(&self, pid: u32, at_ns: u64) -> Option<usize> {
-        self.exited_slot(pid, at_ns).or(Some(3))
+    fn living(&self, _: u32) -> Option<usize> {
+        Some(3)
     }
 
-    fn exited_slot(&self, _: u32, at_ns: u64) -> Option<usize> {
-        (at_ns <= self.exit_ns && self.exit_ns <= monotonic_ns()).then_some(2)
+    fn exited(&self, _: u32) -> Option<Exit> {
+        (self.exit_ns <= monotonic_ns()).then_some((2, self.exit_ns))
     }
 }
 
@@ -625,7 +625,7 @@ fn without_permission_nobody_is_billed_but_energy_is_measured() {
 struct InContainer;
 
 impl PidOwner for InContainer {
-    fn slot_of(&self, _: u32, _: u64) -> Option<usize> {
+    fn living(&self, _: u32) -> Option<usize> {
         panic!("a pid of another namespace must not be looked up here")
     }
 

@@ -125,11 +125,7 @@ impl Collector {
             start: now_to_the_millisecond(),
             host: host(roots, &topology),
             sources: Sources {
-                cpu_time: CpuTimeSource {
-                    kind: "ebpf".to_owned(),
-                    hook: cpu_time.hook().name().to_owned(),
-                    hierarchy: hierarchy.kind().to_owned(),
-                },
+                cpu_time: CpuTimeSource::ebpf(cpu_time.hook().name(), hierarchy.kind()),
                 cpu_energy: energy.source,
                 gpu_energy: gpu.source,
                 static_power: energy.static_power,
@@ -408,7 +404,7 @@ fn open_gpu(
     exits: Option<Exits>,
 ) -> Result<OpenedGpu, Error> {
     if args.gpu_energy == GpuEnergyChoice::None {
-        let source = GpuEnergySource { kind: GpuEnergyKind::None, devices: Vec::new() };
+        let source = GpuEnergySource::default();
         return Ok(OpenedGpu { meter: None, source, warnings: Vec::new() });
     }
     let options = GpuOptions {

@@ -57,7 +57,14 @@ pub struct CpuTimeSource {
     pub hierarchy: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+impl CpuTimeSource {
+    pub fn ebpf(hook: &str, hierarchy: &str) -> Self {
+        let [kind, hook, hierarchy] = ["ebpf", hook, hierarchy].map(str::to_owned);
+        Self { kind, hook, hierarchy }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CpuEnergyKind {
     /// RAPL through the `power` PMU.
@@ -66,10 +73,11 @@ pub enum CpuEnergyKind {
     Powercap,
     /// From the CPU model's figures and utilisation: not a measurement.
     Estimate,
+    #[default]
     None,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CpuEnergySource {
     pub kind: CpuEnergyKind,
     pub domains: Vec<String>,
@@ -78,16 +86,17 @@ pub struct CpuEnergySource {
     pub basis: Option<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct GpuEnergySource {
     pub kind: GpuEnergyKind,
     pub devices: Vec<GpuDevice>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GpuEnergyKind {
     Nvml,
+    #[default]
     None,
 }
 
@@ -108,7 +117,7 @@ pub enum GpuReadMethod {
     Power,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StaticPowerSource {
     pub kind: StaticPowerKind,
     /// By domain; `null` where it could not be told.
@@ -118,7 +127,7 @@ pub struct StaticPowerSource {
     pub stderr_watts: BTreeMap<String, f64>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StaticPowerKind {
     /// The user knew it.
@@ -128,6 +137,7 @@ pub enum StaticPowerKind {
     /// The idle figure of the model that the estimate rests on.
     Estimate,
     /// Could not be told: the load did not vary enough.
+    #[default]
     None,
 }
 

@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use ecoprobe::report::{
-    Books, CpuEnergyKind, CpuEnergySource, CpuTimeSource, GpuEnergyKind, GpuEnergySource, Host,
-    Node, Own, Report, Sources, StaticPowerKind, StaticPowerSource,
+    Books, CpuEnergyKind, CpuEnergySource, CpuTimeSource, GpuEnergySource, Host, Node, Own, Report,
+    Sources, StaticPowerKind, StaticPowerSource,
 };
 use ecoprobe::sample::{
     Component, Domain, Header, RECORDING_SCHEMA, Reading, SLOT_FIRST, SLOT_OTHER, Sample, Settings,
@@ -190,22 +190,14 @@ fn header(scenario: &Scenario) -> Header {
             packages: packages.len(),
         },
         sources: Sources {
-            cpu_time: CpuTimeSource {
-                kind: "ebpf".into(),
-                hook: "tp_btf/sched_switch".into(),
-                hierarchy: "v2".into(),
-            },
+            cpu_time: CpuTimeSource::ebpf("tp_btf/sched_switch", "v2"),
             cpu_energy: CpuEnergySource {
                 kind: CpuEnergyKind::Powercap,
                 domains: packages.clone(),
                 basis: None,
             },
-            gpu_energy: GpuEnergySource { kind: GpuEnergyKind::None, devices: Vec::new() },
-            static_power: StaticPowerSource {
-                kind: StaticPowerKind::None,
-                watts: BTreeMap::new(),
-                stderr_watts: BTreeMap::new(),
-            },
+            gpu_energy: GpuEnergySource::default(),
+            static_power: StaticPowerSource::default(),
         },
         domains: packages.iter().enumerate().map(domain).collect(),
         settings: Settings {

@@ -1,5 +1,7 @@
 //! Moments in which other threads have to wait.
 
+use std::marker::PhantomData;
+
 /// The calling thread goes before every ordinary one (`SCHED_FIFO`) until this is dropped.
 ///
 /// On a busy machine, which is the one that people measure, whoever wakes up may preempt a thread
@@ -7,9 +9,12 @@
 /// done in one go. Needs CAP_SYS_NICE; without it, and for a thread that has a real-time policy
 /// already, nothing changes.
 #[derive(Debug)]
+#[must_use = "it ends when it is dropped"]
 pub struct Undisturbed {
     /// The policy to go back to; `None`: nothing was changed.
     before: Option<libc::c_int>,
+    /// Only the thread that began it can end it: not `Send`.
+    of_this_thread: PhantomData<*const ()>,
 }
 
 impl Undisturbed {
@@ -22,7 +27,7 @@ impl Undisturbed {
         );
         let inherited = before & libc::SCHED_RESET_ON_FORK;
         let raised = ordinary && set(libc::SCHED_FIFO | inherited, 1);
-        Self { before: raised.then_some(before) }
+        Self { before: raised.then_some(before), of_this_thread: PhantomData }
     }
 }
 

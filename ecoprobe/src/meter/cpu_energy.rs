@@ -1,8 +1,6 @@
 //! Which source the CPU's energy comes from: facts are found, a pure function decides, and only the
 //! source that it names is kept.
 
-use std::collections::BTreeMap;
-
 use super::EnergyMeter;
 use super::estimate::EstimateMeter;
 use super::rapl::Unavailable;
@@ -176,11 +174,7 @@ pub fn open_cpu_energy(
     let Decision { kind, mut notes } = decide(choice, &facts)?;
 
     let mut basis = None;
-    let mut static_power = StaticPowerSource {
-        kind: StaticPowerKind::None,
-        watts: BTreeMap::new(),
-        stderr_watts: BTreeMap::new(),
-    };
+    let mut static_power = StaticPowerSource::default();
     let mut measured = |(meter, more): (Box<dyn EnergyMeter>, Vec<String>)| {
         notes.extend(more);
         meter

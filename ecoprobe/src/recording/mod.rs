@@ -233,21 +233,16 @@ mod tests {
             start: "2026-01-02T03:04:05Z".into(),
             host: Host { name: "n".into(), kernel: "6".into(), cpus: 2, packages: packages.len() },
             sources: Sources {
-                cpu_time: CpuTimeSource {
-                    kind: "ebpf".into(),
-                    hook: "tp_btf/sched_switch".into(),
-                    hierarchy: "v2".into(),
-                },
+                cpu_time: CpuTimeSource::ebpf("tp_btf/sched_switch", "v2"),
                 cpu_energy: CpuEnergySource {
                     kind: CpuEnergyKind::Perf,
                     domains: packages.clone(),
                     basis: None,
                 },
-                gpu_energy: GpuEnergySource { kind: GpuEnergyKind::None, devices: vec![] },
+                gpu_energy: GpuEnergySource::default(),
                 static_power: StaticPowerSource {
-                    kind: StaticPowerKind::None,
                     watts: [("package-0".to_owned(), None)].into(),
-                    stderr_watts: Default::default(),
+                    ..StaticPowerSource::default()
                 },
             },
             domains: packages

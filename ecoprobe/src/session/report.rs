@@ -278,11 +278,7 @@ impl Session {
     /// Every domain's static power; `kind` is that of the packages (of the GPUs, if there are no
     /// packages), the least sure of them.
     fn static_power(&self) -> StaticPowerSource {
-        let mut source = StaticPowerSource {
-            kind: StaticPowerKind::None,
-            watts: BTreeMap::new(),
-            stderr_watts: BTreeMap::new(),
-        };
+        let mut source = StaticPowerSource::default();
         let mut kinds = [const { Vec::new() }; 2];
         let domains = self.header.domains.iter().zip(&self.meters).map(|(domain, meter)| {
             let rank = (domain.component == sample::Component::Cpu).then_some(0);

@@ -115,7 +115,7 @@ impl GpuMeter {
                 let driver = options.procfs.join("driver/nvidia").exists();
                 let silent = error.absent && !driver;
                 let warning = (!silent).then(|| format!("no GPU energy: {}", error.message));
-                let source = GpuEnergySource { kind: GpuEnergyKind::None, devices: Vec::new() };
+                let source = GpuEnergySource::default();
                 Ok((meter, source, warning.into_iter().collect()))
             }
         }

@@ -9,15 +9,20 @@ use crate::workload::hierarchy::Version;
 
 /// Tells the GPU meter whose a process is. Asked from the poller's thread.
 pub trait PidOwner: Send + 'static {
-    /// The slot of the process that had this pid of the initial pid namespace at `at_ns`
-    /// (CLOCK_MONOTONIC); `SLOT_OTHER` for a process of no workload, `None` if that cannot be told
-    /// any more.
-    fn slot_of(&self, pid: u32, at_ns: u64) -> Option<usize>;
+    /// The slot of the process that has this pid of the initial pid namespace now; `SLOT_OTHER` for
+    /// a process of no workload, `None` if there is no such process.
+    fn living(&self, pid: u32) -> Option<usize>;
 
-    /// The slot of the process that had this pid at `at_ns` and has exited since; `None` if that is
-    /// not known.
-    fn exited_slot(&self, _pid: u32, _at_ns: u64) -> Option<usize> {
+    /// Who had this pid last and has exited, if that is known.
+    fn exited(&self, _pid: u32) -> Option<Exit> {
         None
+    }
+
+    /// The slot of the process that had this pid at `at_ns` (CLOCK_MONOTONIC); `None` if that cannot
+    /// be told any more.
+    fn slot_of(&self, pid: u32, at_ns: u64) -> Option<usize> {
+        // In this order: one that exits in between is in the second answer.
+        History { present: self.living(pid), exited: self.exited(pid) }.slot_at(at_ns)
     }
 
     /// Whether the pids that the driver gives mean anything here.
@@ -27,8 +32,32 @@ pub trait PidOwner: Send + 'static {
 }
 
 impl<F: Fn(u32) -> Option<usize> + Send + 'static> PidOwner for F {
-    fn slot_of(&self, pid: u32, _: u64) -> Option<usize> {
+    fn living(&self, pid: u32) -> Option<usize> {
         self(pid)
+    }
+}
+
+/// The slot of the process that had a pid last and has exited, and when that was, CLOCK_MONOTONIC in
+/// nanoseconds.
+pub type Exit = (usize, u64);
+
+/// Who has had a pid of late.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct History {
+    pub(super) exited: Option<Exit>,
+    /// The slot of who has it now, or was last seen to have it.
+    pub(super) present: Option<usize>,
+}
+
+impl History {
+    /// The slot of who had it at that instant.
+    pub(super) fn slot_at(self, at_ns: u64) -> Option<usize> {
+        match self.exited {
+            // Whoever has the pid now came later, unless only a thread of it has exited: all the same.
+            Some((slot, exit_ns)) if exit_ns >= at_ns => Some(slot),
+            // A driver may speak of a process for a moment after its exit.
+            exited => self.present.or(exited.map(|(slot, _)| slot)),
+        }
     }
 }
 
@@ -51,25 +80,9 @@ impl<E> std::fmt::Debug for Owners<E> {
     }
 }
 
-/// The slot of the process that had a pid last and has exited, and when that was, CLOCK_MONOTONIC in
-/// nanoseconds.
-pub type Exit = (usize, u64);
-
 impl<E: Fn(u32) -> Option<Exit>> Owners<E> {
     pub fn new(procfs: &Path, hierarchy: Version, workloads: Workloads, exited: E) -> Self {
         Self { procfs: procfs.to_owned(), hierarchy, workloads, exited }
-    }
-
-    fn read(&self, pid: u32) -> Option<usize> {
-        let directory = self.procfs.join(pid.to_string());
-        // The start time before and after: else the cgroup might be that of the pid's next owner.
-        let started = start_time(&directory)?;
-        let cgroup = fs::read_to_string(directory.join("cgroup")).ok()?;
-        if start_time(&directory) != Some(started) {
-            return None;
-        }
-        let line = self.hierarchy.line_in(&cgroup);
-        Some(line.map_or(SLOT_OTHER, |(_, path)| self.nearest(path)))
     }
 
     /// The slot of the nearest workload at or above a path.
@@ -85,15 +98,20 @@ impl<E: Fn(u32) -> Option<Exit>> Owners<E> {
 }
 
 impl<E: Fn(u32) -> Option<Exit> + Send + 'static> PidOwner for Owners<E> {
-    fn slot_of(&self, pid: u32, at_ns: u64) -> Option<usize> {
-        let exited = || self.exited_slot(pid, at_ns);
-        // A driver may speak of a process for a moment after its exit.
-        exited().or_else(|| self.read(pid)).or_else(|| (self.exited)(pid).map(|(slot, _)| slot))
+    fn living(&self, pid: u32) -> Option<usize> {
+        let directory = self.procfs.join(pid.to_string());
+        // The start time before and after: else the cgroup might be that of the pid's next owner.
+        let started = start_time(&directory)?;
+        let cgroup = fs::read_to_string(directory.join("cgroup")).ok()?;
+        if start_time(&directory) != Some(started) {
+            return None;
+        }
+        let line = self.hierarchy.line_in(&cgroup);
+        Some(line.map_or(SLOT_OTHER, |(_, path)| self.nearest(path)))
     }
 
-    fn exited_slot(&self, pid: u32, at_ns: u64) -> Option<usize> {
-        // Whoever has the pid now came later, unless only a thread of it has exited: all the same.
-        (self.exited)(pid).filter(|(_, exit_ns)| *exit_ns >= at_ns).map(|(slot, _)| slot)
+    fn exited(&self, pid: u32) -> Option<Exit> {
+        (self.exited)(pid)
     }
 
     fn sees_host_pids(&self) -> bool {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::nvml::ProcessSample;
+use super::owner::History;
 use crate::sample::{GpuMethod, GpuUsage};
 
 /// The slot of a process, or `None` for one that was gone before anybody could tell.
@@ -90,13 +91,13 @@ impl Sampling {
 
     /// Adds an answer to `timeline`: utilisation 0 to 1 by owner. `polled` are the times of the
     /// query before and of this one; `mono_ns` maps the driver's time stamps to CLOCK_MONOTONIC;
-    /// `owner` says whose a pid was at an instant.
+    /// `history` says who has had a pid.
     pub(super) fn add(
         &mut self,
         samples: &[ProcessSample],
         polled: (u64, u64),
         mono_ns: impl Fn(u64) -> u64,
-        owner: impl Fn(u32, u64) -> Owner,
+        history: impl Fn(u32) -> History,
         timeline: &mut Timeline<Owner>,
     ) {
         let mut by_pid: BTreeMap<u32, Vec<(u64, u32)>> = BTreeMap::new();
@@ -131,11 +132,12 @@ impl Sampling {
         }
         let since = mono_ns(self.since_us);
         for (pid, times) in by_pid {
+            let history = history(pid);
             for (us, sm) in times {
                 self.since_us = self.since_us.max(us);
                 let to = mono_ns(us).min(polled.1);
-                let owner =
-                    owner(pid, self.period_ns.map_or(polled.0, |period| to.saturating_sub(period)));
+                let began = self.period_ns.map_or(polled.0, |period| to.saturating_sub(period));
+                let owner = history.slot_at(began);
                 let rate = f64::from(sm) / 100.0;
                 match self.period_ns {
                     Some(period) => timeline.add(owner, to.saturating_sub(period), to, rate),
@@ -267,6 +269,10 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
+    fn always(slot: usize) -> History {
+        History { exited: None, present: Some(slot) }
+    }
+
     fn census(holders: &[(Owner, u64, f64)]) -> Census {
         let holders = holders
             .iter()
@@ -298,7 +304,7 @@ mod tests {
                 .into();
         let (mut sampling, mut timeline) = (Sampling::default(), Timeline::default());
         let mono = |us| us * 1000;
-        let owner = |pid, _| Some(pid as usize);
+        let owner = |pid| always(pid as usize);
         sampling.add(&samples, (0, 1000 * MS), mono, owner, &mut timeline);
         let sums = timeline.take(0, 1000 * MS);
         assert!((sums[&Some(1)] - 0.15).abs() < 1e-9, "{sums:?}");
@@ -312,7 +318,7 @@ mod tests {
         let (mut sampling, mut timeline) = (Sampling::default(), Timeline::default());
         let samples = [ProcessSample { pid: 1, us: 1_000_000, sm: 40 }];
         let mono = |us| us * 1000;
-        sampling.add(&samples, (500 * MS, 1000 * MS), mono, |_, _| Some(2), &mut timeline);
+        sampling.add(&samples, (500 * MS, 1000 * MS), mono, |_| always(2), &mut timeline);
         assert!((timeline.take(0, 1000 * MS)[&Some(2)] - 0.2).abs() < 1e-9);
     }
 
@@ -326,7 +332,7 @@ mod tests {
                 let us = stamp(now) * 1000;
                 let samples = [ProcessSample { pid: 1, us, sm: 50 }];
                 let new = &samples[..usize::from(us > sampling.since_us)];
-                sampling.add(new, polled, mono, |_, _| Some(2), &mut timeline);
+                sampling.add(new, polled, mono, |_| always(2), &mut timeline);
             }
             sampling.lag_ns()
         };

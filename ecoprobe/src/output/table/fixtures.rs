@@ -44,17 +44,13 @@ pub(crate) fn report() -> Report {
         host: Host { name: "node01".into(), kernel: "6.1.0".into(), cpus: 8, packages: 1 },
         window: Window { start: "2026-01-02T03:04:05Z".into(), seconds: 60.0, samples: 61 },
         sources: Sources {
-            cpu_time: CpuTimeSource {
-                kind: "ebpf".into(),
-                hook: "tp_btf/sched_switch".into(),
-                hierarchy: "v2".into(),
-            },
+            cpu_time: CpuTimeSource::ebpf("tp_btf/sched_switch", "v2"),
             cpu_energy: CpuEnergySource {
                 kind: CpuEnergyKind::Perf,
                 domains: vec!["package-0".into(), "dram-0".into()],
                 basis: None,
             },
-            gpu_energy: GpuEnergySource { kind: GpuEnergyKind::None, devices: Vec::new() },
+            gpu_energy: GpuEnergySource::default(),
             static_power: StaticPowerSource {
                 kind: StaticPowerKind::Calibrated,
                 watts: [("package-0".to_owned(), Some(20.0))].into(),

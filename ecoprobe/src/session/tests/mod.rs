@@ -36,22 +36,14 @@ fn header(packages: usize, domains: Vec<Domain>) -> Header {
         start: "2025-01-01T00:00:00Z".to_owned(),
         host: Host { name: "host".into(), kernel: "6.1".into(), cpus: 8 * packages, packages },
         sources: Sources {
-            cpu_time: CpuTimeSource {
-                kind: "ebpf".into(),
-                hook: "tp_btf/sched_switch".into(),
-                hierarchy: "v2".into(),
-            },
+            cpu_time: CpuTimeSource::ebpf("tp_btf/sched_switch", "v2"),
             cpu_energy: CpuEnergySource {
                 kind: CpuEnergyKind::Powercap,
                 domains: domains.iter().map(|domain| domain.name.clone()).collect(),
                 basis: None,
             },
-            gpu_energy: GpuEnergySource { kind: GpuEnergyKind::None, devices: Vec::new() },
-            static_power: StaticPowerSource {
-                kind: StaticPowerKind::None,
-                watts: BTreeMap::new(),
-                stderr_watts: BTreeMap::new(),
-            },
+            gpu_energy: GpuEnergySource::default(),
+            static_power: StaticPowerSource::default(),
         },
         packages: (0..packages).map(|package| format!("package-{package}")).collect(),
         domains,

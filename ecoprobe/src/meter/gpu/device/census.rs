@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Device, Instance, Question};
 use crate::meter::gpu::clock::Clock;
 use crate::meter::gpu::nvml::{Process, ProcessKind};
-use crate::meter::gpu::owner::PidOwner;
+use crate::meter::gpu::owner::{History, PidOwner};
 use crate::meter::gpu::poller::Context;
 use crate::meter::gpu::usage::{Census, Owner};
 use crate::meter::monotonic_ns;
@@ -44,13 +44,13 @@ impl Device {
         let before = &self.state.owners;
         // Of a process that is not on the device any more, what was seen then is better than who
         // has its pid now; but the pid may have changed hands since.
-        let owner = |pid, at_ns| {
+        let history = |pid| {
             let known = owners.get(&pid).or_else(|| before.get(&pid)).copied();
-            let exited = context.owner.exited_slot(pid, at_ns);
-            exited.map(Some).or(known).unwrap_or_else(|| context.owner.slot_of(pid, at_ns))
+            let present = known.unwrap_or_else(|| context.owner.living(pid));
+            History { present, exited: context.owner.exited(pid) }
         };
         let mono_ns = |us| clock.mono_ns(us);
-        self.state.sampling.add(&samples, polled, mono_ns, owner, &mut self.state.ran);
+        self.state.sampling.add(&samples, polled, mono_ns, history, &mut self.state.ran);
         self.state.owners = owners;
         census
     }
