@@ -1,10 +1,11 @@
 """Trains a model made from a config, on random data, with the Hugging Face Trainer.
 
-Talks to the bench over its standard streams, so that one process, warm, serves all turns. Each line
-that comes in has one answer:
+One training that does not end; the bench says over the standard streams what is to run beside the next
+steps, and is told how long they took. Each line that comes in has one answer:
 
-    try TOOL      "ok", or why the tool cannot be used
-    train TOOL    the seconds that it took to train once; TOOL may be "nothing"
+    try TOOL              "ok", or why the tool cannot be used
+    train TOOL WARM_UP    the seconds of a turn's steps, after steps that took WARM_UP seconds at least;
+                          TOOL may be "nothing"
 
 Nothing is downloaded.
 
@@ -28,16 +29,19 @@ from transformers import (
     DistilBertConfig,
     DistilBertForSequenceClassification,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
 from transformers.utils import logging
 
 LENGTH = 32
+# What a turn with the tiny model takes, about, seconds.
+TURN = 0.15
 
 
 def model_of(size):
-    """The model, the batch and the steps of a turn."""
+    """The model, the batch and the steps of a turn; `None`: as many as fill TURN."""
     if size == "tiny":
         config = BertConfig(
             vocab_size=1000,
@@ -46,7 +50,7 @@ def model_of(size):
             num_attention_heads=2,
             intermediate_size=512,
         )
-        return BertForSequenceClassification(config), 8, 10
+        return BertForSequenceClassification(config), 8, None
     if size == "small":
         return DistilBertForSequenceClassification(DistilBertConfig()), 16, 100
     config = BertConfig(
@@ -134,17 +138,50 @@ class Nothing:
 TOOLS = {"codecarbon": Codecarbon, "eco2ai": Eco2ai, "zeus": Zeus, "nothing": Nothing}
 
 
-def train(model, arguments, data, tool):
-    """Seconds of one training; neither the tool's start nor its end is among them."""
-    trainer = Trainer(model=model, args=arguments, train_dataset=data)
-    tool.start()
-    start = time.perf_counter()
-    trainer.train()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
-    tool.stop()
-    return seconds
+class EachStep(TrainerCallback):
+    """Goes on with a generator after each step, and tells it the time."""
+
+    def __init__(self, generator):
+        self.generator = generator
+        next(generator)
+
+    def on_step_end(self, _arguments, _state, control, **_):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        try:
+            self.generator.send(time.perf_counter())
+        except StopIteration:
+            control.should_training_stop = True
+
+
+def serve(answers, steps):
+    """Answers all orders. Each `yield` is a step, and the time of its end."""
+    if steps is None:
+        start, taken = (yield), 0
+        end = start
+        while end < start + 1.0:
+            end = yield
+            taken += 1
+        steps = max(1, round(TURN * taken / (end - start)))
+    print("ready", "cuda" if torch.cuda.is_available() else "cpu", file=answers)
+    for line in sys.stdin:
+        order, name, *warm_up = line.split()
+        try:
+            tool = TOOLS[name]()
+            tool.start()
+            answer = "ok"
+            if order == "train":
+                warm = time.perf_counter() + float(warm_up[0])
+                start = yield
+                while start < warm:
+                    start = yield
+                for _ in range(steps):
+                    end = yield
+                answer = end - start
+            tool.stop()
+        except (Exception, SystemExit) as error:
+            answer = repr(error).replace("\n", " ")[:200]
+        print(answer, file=answers)
 
 
 def main():
@@ -154,33 +191,22 @@ def main():
     logging.set_verbosity_error()
     set_seed(1)
     model, batch, steps = model_of(sys.argv[1])
-    data = Random(batch * steps, model.config.vocab_size)
+    data = Random(100 * batch, model.config.vocab_size)
     with tempfile.TemporaryDirectory() as directory:
         # Whatever a tool writes is gone with it.
         os.chdir(directory)
         tempfile.tempdir = directory
         arguments = TrainingArguments(
             output_dir=directory,
-            max_steps=steps,
+            max_steps=10**9,
             per_device_train_batch_size=batch,
             save_strategy="no",
             logging_strategy="no",
             report_to=[],
             disable_tqdm=True,
         )
-        print("ready", "cuda" if torch.cuda.is_available() else "cpu", file=answers)
-        for line in sys.stdin:
-            order, name = line.split()
-            try:
-                tool = TOOLS[name]()
-                if order == "train":
-                    print(train(model, arguments, data, tool), file=answers)
-                else:
-                    tool.start()
-                    tool.stop()
-                    print("ok", file=answers)
-            except (Exception, SystemExit) as error:
-                print(repr(error).replace("\n", " ")[:200], file=answers)
+        each_step = EachStep(serve(answers, steps))
+        Trainer(model=model, args=arguments, train_dataset=data, callbacks=[each_step]).train()
 
 
 if __name__ == "__main__":

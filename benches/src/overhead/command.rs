@@ -8,11 +8,15 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail, ensure};
 use tempfile::TempDir;
 
-use crate::harness::Bench;
+use super::TURN;
 use crate::simulators::cgroup::TestCgroup;
 
 /// Into the cgroup first: nothing of the work is done outside of it.
 const IN_CGROUP: &str = r#"echo $$ >"$0/cgroup.procs" && exec "$@""#;
+
+/// So many files, one after the other, and from the first again.
+const COMPILE: &str =
+    r#"n=0; while [ $n -lt $0 ]; do cc -O1 -c file$((n % 10)).c -o file.o; n=$((n + 1)); done"#;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Work {
@@ -31,30 +35,30 @@ impl Work {
         match self {
             Self::Pipe => "perf bench sched pipe",
             Self::Messaging => "perf bench sched messaging",
-            Self::Compile => "cc on 10 files",
+            Self::Compile => "cc",
         }
     }
 
     /// Finds how much of it fills a turn.
-    pub(super) fn prepare(self, bench: &Bench, cgroup: &TestCgroup) -> Result<Turn> {
+    pub(super) fn prepare(self, cgroup: &TestCgroup) -> Result<Turn> {
         let mut turn = Turn {
             work: self,
             cgroup: cgroup.path().to_owned(),
-            loops: match self {
-                Self::Pipe => 20_000,
-                Self::Messaging => 50,
+            amount: match self {
+                Self::Pipe => 2_000,
+                Self::Messaging => 10,
                 Self::Compile => 1,
             },
             sources: None,
         };
         if self == Self::Compile {
             turn.sources = Some(sources()?);
-            turn.seconds()?;
-            return Ok(turn);
         }
-        turn.seconds()?;
-        let each = turn.seconds()? / f64::from(turn.loops);
-        turn.loops = ((bench.settings.duration / each) as u32).max(turn.loops);
+        // The first reads it all from the disk.
+        turn.take(turn.amount)?;
+        while turn.take(turn.amount)? < TURN / 2.0 {
+            turn.amount *= 2;
+        }
         Ok(turn)
     }
 }
@@ -64,28 +68,35 @@ impl Work {
 pub(super) struct Turn {
     work: Work,
     cgroup: PathBuf,
-    loops: u32,
+    /// Loops, or files.
+    amount: u32,
     sources: Option<TempDir>,
 }
 
 impl Turn {
-    /// Does it once.
-    pub(super) fn seconds(&mut self) -> Result<f64> {
-        let loops = self.loops.to_string();
+    /// Does it for so long without a look at the clock, then once; its seconds.
+    pub(super) fn seconds(&self, warm_up: f64) -> Result<f64> {
+        let amount = (warm_up / TURN).max(0.1) * f64::from(self.amount);
+        self.take((amount as u32).max(1))?;
+        self.take(self.amount)
+    }
+
+    fn take(&self, amount: u32) -> Result<f64> {
+        let number = amount.to_string();
         let perf = ["perf", "bench", "-f", "simple", "sched"];
         match self.work {
             // Pinned: or what is measured is where the scheduler puts them.
             Work::Pipe => {
-                let command = [&["taskset", "-c", "0"], &perf[..], &["pipe", "-l", &loops]];
+                let command = [&["taskset", "-c", "0"], &perf[..], &["pipe", "-l", &number]];
                 last_number(&self.run(&command.concat())?)
             }
             Work::Messaging => {
-                let command = [&perf[..], &["messaging", "-g", "4", "-l", &loops]];
+                let command = [&perf[..], &["messaging", "-g", "4", "-l", &number]];
                 last_number(&self.run(&command.concat())?)
             }
             Work::Compile => {
                 let start = Instant::now();
-                self.run(&["sh", "-c", "for file in *.c; do cc -O1 -c $file -o $file.o; done"])?;
+                self.run(&["sh", "-c", COMPILE, &number])?;
                 Ok(start.elapsed().as_secs_f64())
             }
         }
@@ -130,7 +141,7 @@ fn sources() -> Result<TempDir> {
                  }}\n  if (sum < 0) printf(\"%d\\n\", sum);\n  return sum + (int)strlen(s);\n}}"
             );
         }
-        std::fs::write(directory.path().join(format!("file{file:02}.c")), text)?;
+        std::fs::write(directory.path().join(format!("file{file}.c")), text)?;
     }
     Ok(directory)
 }

@@ -1,12 +1,17 @@
 //! How much longer work takes with ecoprobe beside it.
 //!
-//! The same work, in the same cgroup, is done with nothing (twice), with ecoprobe at three intervals,
-//! and under the tools that people use instead, in an order that is shuffled in each round. Each
-//! turn is compared with the two of the same round that had nothing; those two with each other give
-//! the noise floor.
+//! A machine is slow and fast again within seconds, so turns are short, and each is compared with the
+//! two with nothing just before and just after it. Of ecoprobe at three intervals, of the tools that
+//! people use instead, and of nothing itself, which gives the noise floor; shuffled in each round. All
+//! do the same work in the same cgroup.
+//!
+//! A turn is shorter than some intervals. It begins at a random moment of one, so that on average it
+//! holds its share of samples; until then the work warms up.
 
 mod command;
 mod training;
+
+use std::time::Instant;
 
 use anyhow::Result;
 use fastrand::Rng;
@@ -16,29 +21,55 @@ use self::training::Training;
 use crate::agent::Agent;
 use crate::harness::{Bench, Metric, ModelSize, Outcome, Target};
 use crate::simulators::cgroup::TestCgroup;
-use crate::statistics::interval;
+
+/// How long a turn is, about, seconds.
+const TURN: f64 = 0.15;
 
 /// What runs beside the work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Beside {
     Nothing,
-    /// With this `--interval`.
-    Ecoprobe(&'static str),
-    /// A tool inside of the training process.
+    /// With this `--interval`, and its milliseconds.
+    Ecoprobe(&'static str, u32),
+    /// A tool inside of the training process, which samples every second.
     Tool(String),
 }
 
 impl Beside {
     const ECOPROBE: [Self; 3] =
-        [Self::Ecoprobe("1s"), Self::Ecoprobe("100ms"), Self::Ecoprobe("10ms")];
+        [Self::Ecoprobe("1s", 1_000), Self::Ecoprobe("100ms", 100), Self::Ecoprobe("10ms", 10)];
 
     fn name(&self) -> String {
         match self {
             Self::Nothing => "nothing".to_owned(),
-            Self::Ecoprobe(interval) => format!("ecoprobe every {interval}"),
+            Self::Ecoprobe(interval, _) => format!("ecoprobe every {interval}"),
             Self::Tool(tool) => tool.clone(),
         }
     }
+
+    /// Whether it takes a turn in this round. Tools need seconds to start, and have no target.
+    fn is_due(&self, round: usize) -> bool {
+        !matches!(self, Self::Tool(_)) || round.is_multiple_of(4)
+    }
+
+    /// How often it samples, seconds.
+    fn interval(&self) -> f64 {
+        match self {
+            Self::Nothing => 0.0,
+            Self::Ecoprobe(_, ms) => f64::from(*ms) / 1e3,
+            Self::Tool(_) => 1.0,
+        }
+    }
+}
+
+/// What is compared with nothing, and what each round found.
+#[derive(Debug)]
+struct Variant {
+    beside: Beside,
+    /// Seconds with nothing before, with this, with nothing after.
+    turns: Vec<[f64; 3]>,
+    /// CPU seconds of the agent, and the seconds whose samples they are.
+    agent: Vec<(f64, f64)>,
 }
 
 pub(crate) fn bench(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
@@ -46,120 +77,150 @@ pub(crate) fn bench(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
         outcome.skip("overhead", why);
         return Ok(());
     }
+    let settings = &bench.settings;
     for work in Work::ALL {
         let cgroup = TestCgroup::v2("bench");
-        match work.prepare(bench, &cgroup) {
-            Ok(mut turn) => {
-                compare(bench, work.name(), &cgroup, &[], None, outcome, |_| turn.seconds())?;
+        match work.prepare(&cgroup) {
+            Ok(turn) => {
+                let name = work.name().to_owned();
+                let rounds = 4 * settings.turns;
+                let compared = Compared { bench, name, cgroup: &cgroup, rounds, target: None };
+                compared.with(Vec::new(), outcome, |_, warm_up| turn.seconds(warm_up))?;
             }
             Err(why) => outcome.skip(work.name(), format!("{why:#}")),
         }
     }
     let cgroup = TestCgroup::v2("bench");
-    let size = bench.settings.model_size.name();
+    let size = settings.model_size;
     match Training::start(bench, &cgroup) {
         Ok(mut training) => {
             for (tool, why) in training.missing() {
                 outcome.skip(format!("training beside {tool}"), why);
             }
-            let target = Target { below: 0.1, asked: Some(5.0), or_noise: true };
-            let name = format!("training, {size} model on {}", training.device());
-            let tools = training.tools();
-            compare(bench, &name, &cgroup, &tools, Some(target), outcome, |tool| {
-                training.seconds(tool)
-            })?;
+            let compared = Compared {
+                bench,
+                name: format!("training, {} model on {}", size.name(), training.device()),
+                cgroup: &cgroup,
+                rounds: match size {
+                    // So many that the noise is below what was asked for.
+                    ModelSize::Tiny => 20 * settings.turns,
+                    // Their turns are as long as their steps take.
+                    ModelSize::Small | ModelSize::Large => settings.turns,
+                },
+                target: Some(Target { below: 0.1, asked: Some(5.0), or_noise: true }),
+            };
+            compared
+                .with(training.tools(), outcome, |tool, warm_up| training.seconds(tool, warm_up))?;
         }
-        Err(why) => outcome.skip(format!("training, {size} model"), format!("{why:#}")),
+        Err(why) => outcome.skip(format!("training, {} model", size.name()), format!("{why:#}")),
     }
     Ok(())
 }
 
-/// Runs all rounds of one kind of work. `turn` does it once and returns its seconds; it is told which
-/// tool to use.
-fn compare(
-    bench: &Bench,
-    work: &str,
-    cgroup: &TestCgroup,
-    tools: &[String],
+/// One kind of work, to be done again and again.
+struct Compared<'a> {
+    bench: &'a Bench,
+    name: String,
+    cgroup: &'a TestCgroup,
+    rounds: usize,
+    /// Of what ecoprobe adds.
     target: Option<Target>,
-    outcome: &mut Outcome,
-    mut turn: impl FnMut(Option<&str>) -> Result<f64>,
-) -> Result<()> {
-    let mut all = vec![Beside::Nothing, Beside::Nothing];
-    all.extend(Beside::ECOPROBE);
-    all.extend(tools.iter().cloned().map(Beside::Tool));
-    let mut seconds: Vec<Vec<f64>> = vec![Vec::new(); all.len()];
-    let mut agent_percent = seconds.clone();
-    let mut random = Rng::with_seed(bench.settings.seed);
-    let mut order: Vec<usize> = (0..all.len()).collect();
-    let rounds = match bench.settings.model_size {
-        // Its turns are short, and differences drown in what such a turn varies by.
-        ModelSize::Tiny => 2 * bench.settings.turns,
-        _ => bench.settings.turns,
-    };
-    // The first round warms up.
-    for round in 0..=rounds {
-        random.shuffle(&mut order);
-        for &place in &order {
-            let (Some(beside), Some(found)) = (all.get(place), seconds.get_mut(place)) else {
-                continue;
-            };
-            let mut agent_ns = None;
-            let name = beside.name();
-            bench.progress(format_args!("overhead: {work}: {name}, round {round} of {rounds}"));
-            let taken = match beside {
-                Beside::Nothing => turn(None)?,
-                Beside::Tool(tool) => turn(Some(tool))?,
-                Beside::Ecoprobe(interval) => {
-                    let path = cgroup.path().display().to_string();
-                    let agent = Agent::start(bench, &path, &[format!("--interval={interval}")])?;
-                    let before = agent.cpu_ns()?;
-                    let taken = turn(None)?;
-                    agent_ns = Some(agent.cpu_ns()?.saturating_sub(before));
-                    agent.stop()?;
-                    taken
-                }
-            };
-            if round > 0 {
-                found.push(taken);
-                if let (Some(ns), Some(percent)) = (agent_ns, agent_percent.get_mut(place)) {
-                    percent.push(ns as f64 * 1e-7 / taken);
-                }
+}
+
+impl Compared<'_> {
+    /// `turn` does the work once, under a tool or under none, after it has warmed up for so many
+    /// seconds, and returns its seconds.
+    fn with(
+        &self,
+        tools: Vec<String>,
+        outcome: &mut Outcome,
+        mut turn: impl FnMut(Option<&str>, f64) -> Result<f64>,
+    ) -> Result<()> {
+        let all = [Beside::Nothing].into_iter().chain(Beside::ECOPROBE);
+        let all = all.chain(tools.into_iter().map(Beside::Tool));
+        let mut variants: Vec<Variant> =
+            all.map(|beside| Variant { beside, turns: Vec::new(), agent: Vec::new() }).collect();
+        let mut random = Rng::with_seed(self.bench.settings.seed);
+        let mut before = turn(None, 0.0)?;
+        for round in 1..=self.rounds {
+            let due = |variant: &&mut Variant| variant.beside.is_due(round);
+            let mut order: Vec<&mut Variant> = variants.iter_mut().filter(due).collect();
+            random.shuffle(&mut order);
+            for variant in order {
+                let name = variant.beside.name();
+                self.bench.progress(format_args!(
+                    "overhead: {}: {name}, round {round} of {}",
+                    self.name, self.rounds
+                ));
+                let warm_up = variant.beside.interval() * random.f64();
+                let seconds = match &variant.beside {
+                    Beside::Nothing => turn(None, warm_up)?,
+                    Beside::Tool(tool) => turn(Some(tool), warm_up)?,
+                    Beside::Ecoprobe(interval, _) => {
+                        let path = self.cgroup.path().display().to_string();
+                        let options = [format!("--interval={interval}")];
+                        let agent = Agent::start(self.bench, &path, &options)?;
+                        let (cpu_ns, start) = (agent.cpu_ns()?, Instant::now());
+                        let seconds = turn(None, warm_up)?;
+                        let cpu_ns = agent.cpu_ns()?.saturating_sub(cpu_ns);
+                        // The first sample of all was before this time, and the next is an interval
+                        // later: as if the warm-up had none.
+                        let sampled = start.elapsed().as_secs_f64() - warm_up;
+                        variant.agent.push((cpu_ns as f64 / 1e9, sampled));
+                        agent.stop()?;
+                        seconds
+                    }
+                };
+                let after = turn(None, 0.0)?;
+                variant.turns.push([before, seconds, after]);
+                before = after;
             }
         }
+        self.report(&variants, outcome);
+        Ok(())
     }
-    let [one, other, rest @ ..] = &seconds[..] else { return Ok(()) };
-    let percent = |after: f64, before: f64| 100.0 * (after / before - 1.0);
-    let same: Vec<f64> = one.iter().zip(other).map(|(one, other)| percent(*other, *one)).collect();
-    let (low, high) = interval(&same);
-    let floor = low.abs().max(high.abs());
-    for (beside, taken) in all.iter().skip(2).zip(rest) {
-        let nothing = one.iter().zip(other).map(|(one, other)| f64::midpoint(*one, *other));
-        let added = taken.iter().zip(nothing).map(|(taken, nothing)| percent(*taken, nothing));
-        let name = format!("{work}, {}", beside.name());
-        let metric = Metric::of_turns(name, "%", added.collect());
-        let metric = metric.with_noise(floor).against_nothing();
-        outcome.metrics.push(match (target, beside) {
-            (Some(target), Beside::Ecoprobe(_)) => metric.with_target(target),
-            _ => metric,
-        });
-    }
-    // What the clock cannot tell from noise, the scheduler's account can; the probe is not in it.
-    for (beside, percent) in all.iter().zip(agent_percent) {
-        if !percent.is_empty() {
-            let name = format!("{work}, the agent's own CPU time, {}", beside.name());
-            outcome.metrics.push(Metric::of_turns(name, "% of a CPU", percent));
+
+    fn report(&self, variants: &[Variant], outcome: &mut Outcome) {
+        let mut floor = f64::NAN;
+        for Variant { beside, turns, .. } in variants {
+            let added = turns.iter().map(|[before, seconds, after]| {
+                100.0 * (seconds / f64::midpoint(*before, *after) - 1.0)
+            });
+            let name = format!("{}, {}", self.name, beside.name());
+            let metric = Metric::of_turns(name, "%", added.collect()).against_nothing();
+            if *beside == Beside::Nothing {
+                // It is the first.
+                let (low, high) = metric.interval.unwrap_or((f64::NAN, f64::NAN));
+                floor = low.abs().max(high.abs());
+                continue;
+            }
+            let metric = metric.with_noise(floor);
+            outcome.metrics.push(match (self.target, beside) {
+                (Some(target), Beside::Ecoprobe(..)) => metric.with_target(target),
+                _ => metric,
+            });
         }
+        // What the clock cannot tell from noise, the scheduler's account can; the probe is not in it.
+        for Variant { beside, agent, .. } in variants {
+            if agent.is_empty() || self.target.is_none() {
+                continue;
+            }
+            // Most turns have no sample every second: many are one figure.
+            let several = agent.chunks(agent.len().div_ceil(self.bench.settings.turns));
+            let percent = several.map(|turns| {
+                let (cpu, time) = turns
+                    .iter()
+                    .fold((0.0, 0.0), |(cpu, time), turn| (cpu + turn.0, time + turn.1));
+                100.0 * cpu / time
+            });
+            let name = format!("{}, the agent's own CPU time, {}", self.name, beside.name());
+            outcome.metrics.push(Metric::of_turns(name, "% of a CPU", percent.collect()));
+        }
+        let kept: serde_json::Map<_, _> = variants
+            .iter()
+            .map(|Variant { beside, turns, .. }| (beside.name(), serde_json::json!(turns)))
+            .collect();
+        let name = format!("{}, seconds with nothing before, with it, and after", self.name);
+        outcome.data.insert(name, kept.into());
     }
-    let kept: serde_json::Map<_, _> = all
-        .iter()
-        .zip(&seconds)
-        .enumerate()
-        .map(|(place, (beside, seconds))| {
-            let again = if place == 1 { ", again" } else { "" };
-            (format!("{}{again}", beside.name()), seconds.clone().into())
-        })
-        .collect();
-    outcome.data.insert(format!("{work}, seconds"), kept.into());
-    Ok(())
 }

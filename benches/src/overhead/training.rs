@@ -92,9 +92,9 @@ impl Training {
         missing.collect()
     }
 
-    /// Trains once, under a tool or under none; its seconds.
-    pub(super) fn seconds(&mut self, tool: Option<&str>) -> Result<f64> {
-        let answer = self.order(&format!("train {}", tool.unwrap_or("nothing")))?;
+    /// Trains once, under a tool or under none; its seconds, after it has warmed up for so many.
+    pub(super) fn seconds(&mut self, tool: Option<&str>, warm_up: f64) -> Result<f64> {
+        let answer = self.order(&format!("train {} {warm_up}", tool.unwrap_or("nothing")))?;
         answer.parse().with_context(|| format!("train.py: {answer}"))
     }
 
