@@ -136,7 +136,7 @@ pub enum Field {
 pub const LAYOUT_LEN: usize = Field::KnId as usize + 1;
 
 /// How many cgroups each CPU remembers besides the one that ran last; a power of two.
-pub const NR_KNOWN: usize = 16;
+pub const NR_KNOWN: usize = 64;
 
 /// A cgroup that ran on a CPU, as [`CpuState`] has the last one.
 #[repr(C)]

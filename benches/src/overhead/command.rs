@@ -56,7 +56,7 @@ impl Work {
         }
         // The first reads it all from the disk.
         turn.take(turn.amount)?;
-        while turn.take(turn.amount)? < TURN / 2.0 {
+        while turn.take(turn.amount)? < TURN {
             turn.amount *= 2;
         }
         Ok(turn)

@@ -52,6 +52,18 @@ impl Beside {
         !matches!(self, Self::Tool(_)) || round.is_multiple_of(4)
     }
 
+    /// What it may add to training.
+    fn target(&self) -> Option<Target> {
+        match self {
+            Self::Ecoprobe(_, 100..) => {
+                Some(Target { below: 0.1, asked: Some(5.0), or_noise: true })
+            }
+            // For a closer look, not for all day: what was asked for has to do.
+            Self::Ecoprobe(..) => Some(Target::below(5.0).asked(5.0)),
+            Self::Nothing | Self::Tool(_) => None,
+        }
+    }
+
     /// How often it samples, seconds.
     fn interval(&self) -> f64 {
         match self {
@@ -84,7 +96,8 @@ pub(crate) fn bench(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
             Ok(turn) => {
                 let name = work.name().to_owned();
                 let rounds = 4 * settings.turns;
-                let compared = Compared { bench, name, cgroup: &cgroup, rounds, target: None };
+                let compared =
+                    Compared { bench, name, cgroup: &cgroup, rounds, has_targets: false };
                 compared.with(Vec::new(), outcome, |_, warm_up| turn.seconds(warm_up))?;
             }
             Err(why) => outcome.skip(work.name(), format!("{why:#}")),
@@ -107,7 +120,7 @@ pub(crate) fn bench(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
                     // Their turns are as long as their steps take.
                     ModelSize::Small | ModelSize::Large => settings.turns,
                 },
-                target: Some(Target { below: 0.1, asked: Some(5.0), or_noise: true }),
+                has_targets: true,
             };
             compared
                 .with(training.tools(), outcome, |tool, warm_up| training.seconds(tool, warm_up))?;
@@ -123,8 +136,7 @@ struct Compared<'a> {
     name: String,
     cgroup: &'a TestCgroup,
     rounds: usize,
-    /// Of what ecoprobe adds.
-    target: Option<Target>,
+    has_targets: bool,
 }
 
 impl Compared<'_> {
@@ -195,14 +207,14 @@ impl Compared<'_> {
                 continue;
             }
             let metric = metric.with_noise(floor);
-            outcome.metrics.push(match (self.target, beside) {
-                (Some(target), Beside::Ecoprobe(..)) => metric.with_target(target),
+            outcome.metrics.push(match beside.target() {
+                Some(target) if self.has_targets => metric.with_target(target),
                 _ => metric,
             });
         }
         // What the clock cannot tell from noise, the scheduler's account can; the probe is not in it.
         for Variant { beside, agent, .. } in variants {
-            if agent.is_empty() || self.target.is_none() {
+            if agent.is_empty() || !self.has_targets {
                 continue;
             }
             // Most turns have no sample every second: many are one figure.
