@@ -9,7 +9,9 @@ steps, and is told how long they took. Each line that comes in has one answer:
 
 Nothing is downloaded.
 
-    train.py tiny|small|large
+    train.py tiny|small|large SECONDS
+
+SECONDS is what a turn with the tiny model takes, about; the others have steps of their own.
 """
 
 import os
@@ -36,12 +38,10 @@ from transformers import (
 from transformers.utils import logging
 
 LENGTH = 32
-# What a turn with the tiny model takes, about, seconds.
-TURN = 0.15
 
 
 def model_of(size):
-    """The model, the batch and the steps of a turn; `None`: as many as fill TURN."""
+    """The model, the batch and the steps of a turn; `None`: as many as there is time for."""
     if size == "tiny":
         config = BertConfig(
             vocab_size=1000,
@@ -154,31 +154,33 @@ class EachStep(TrainerCallback):
             control.should_training_stop = True
 
 
-def serve(answers, steps):
+def serve(answers, steps, seconds):
     """Answers all orders. Each `yield` is a step, and the time of its end."""
+    start = yield
     if steps is None:
-        start, taken = (yield), 0
-        end = start
+        taken, end = 0, start
         while end < start + 1.0:
             end = yield
             taken += 1
-        steps = max(1, round(TURN * taken / (end - start)))
+        steps = max(1, round(seconds * taken / (end - start)))
     print("ready", "cuda" if torch.cuda.is_available() else "cpu", file=answers)
     for line in sys.stdin:
         order, name, *warm_up = line.split()
         try:
             tool = TOOLS[name]()
             tool.start()
-            answer = "ok"
-            if order == "train":
-                warm = time.perf_counter() + float(warm_up[0])
-                start = yield
-                while start < warm:
+            try:
+                answer = "ok"
+                if order == "train":
+                    warm = time.perf_counter() + float(warm_up[0])
                     start = yield
-                for _ in range(steps):
-                    end = yield
-                answer = end - start
-            tool.stop()
+                    while start < warm:
+                        start = yield
+                    for _ in range(steps):
+                        end = yield
+                    answer = end - start
+            finally:
+                tool.stop()
         except (Exception, SystemExit) as error:
             answer = repr(error).replace("\n", " ")[:200]
         print(answer, file=answers)
@@ -205,7 +207,7 @@ def main():
             report_to=[],
             disable_tqdm=True,
         )
-        each_step = EachStep(serve(answers, steps))
+        each_step = EachStep(serve(answers, steps, float(sys.argv[2])))
         Trainer(model=model, args=arguments, train_dataset=data, callbacks=[each_step]).train()
 
 

@@ -18,9 +18,9 @@ pub(crate) struct Settings {
     /// Simulated GPUs.
     pub gpu_count: u32,
     pub model_size: ModelSize,
-    /// How long one turn of a measurement is, seconds.
+    /// How long one turn of a measurement is, but of `overhead`, seconds.
     pub duration: f64,
-    /// How often each variant takes its turn.
+    /// How often each variant takes its turn; `overhead` takes several times as many.
     pub turns: usize,
     pub seed: u64,
 }

@@ -61,11 +61,11 @@ struct Options {
     /// The model that is trained.
     #[arg(long, global = true, env = "BENCHMARK_MODEL_SIZE", default_value = "small")]
     model_size: ModelSize,
-    /// How long one turn of a measurement is, seconds [default: 5, tiny: 2].
+    /// How long one turn of a measurement is, but of `overhead`, seconds [default: 5, tiny: 2].
     #[arg(long, global = true, env = "BENCHMARK_DURATION", value_name = "SECONDS")]
     #[arg(value_parser = parse_seconds)]
     duration: Option<f64>,
-    /// How often each variant takes its turn [default: 11, tiny: 5].
+    /// How often each variant takes its turn; in `overhead` a multiple [default: 11, tiny: 5].
     #[arg(long, global = true, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u32).range(4..=1000))]
     turns: Option<u32>,

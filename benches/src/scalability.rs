@@ -148,7 +148,7 @@ fn intervals(bench: &Bench, energy: &Energy) -> Result<Curve> {
 
 fn gpus(bench: &Bench) -> Result<Curve> {
     let mut points = Vec::new();
-    for gpus in [0, 1, 2, 4, 8, 16, 32, 64] {
+    for gpus in [0, 1, 4, 8, 16, 32, 64] {
         let driver = match gpus {
             0 => None,
             _ => Some(gpu_driver(bench, gpus, 0.0).map_err(anyhow::Error::msg)?),

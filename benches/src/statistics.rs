@@ -1,6 +1,6 @@
 //! Medians and how far to trust them.
 //!
-//! All by resampling: nothing is assumed about the noise but that one value says nothing about the
+//! All by resampling (bootstrap): nothing is assumed about the noise but that one value says nothing about the
 //! next. The same values give the same figures.
 
 use fastrand::Rng;
@@ -29,8 +29,13 @@ pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
 
 /// The 95 % confidence interval of the median.
 pub(crate) fn interval(values: &[f64]) -> (f64, f64) {
+    interval_of(values, median)
+}
+
+/// The 95 % confidence interval of a figure of what was found.
+pub(crate) fn interval_of<T: Copy>(found: &[T], figure: impl Fn(&[T]) -> f64) -> (f64, f64) {
     let mut random = Rng::with_seed(SEED);
-    middle(&(0..RESAMPLES).map(|_| median(&resample(values, &mut random))).collect::<Vec<_>>())
+    middle(&(0..RESAMPLES).map(|_| figure(&resample(found, &mut random))).collect::<Vec<_>>())
 }
 
 /// How far two medians of the same thing lie apart, at most, 95 times in 100: the values are dealt
@@ -65,7 +70,7 @@ pub(crate) fn difference(before: &[f64], after: &[f64]) -> Difference {
     Difference { interval: middle(&apart), higher: higher / RESAMPLES as f64 }
 }
 
-fn resample(values: &[f64], random: &mut Rng) -> Vec<f64> {
+fn resample<T: Copy>(values: &[T], random: &mut Rng) -> Vec<T> {
     values.iter().filter_map(|_| values.get(random.usize(..values.len())).copied()).collect()
 }
 

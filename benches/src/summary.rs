@@ -75,7 +75,7 @@ fn miss(metric: &Metric, target: Target, by: f64) -> String {
             format!("UNKNOWN: the noise of ± {} {} hides it", significant(noise), metric.unit)
         }
         // Met but for what its interval cannot rule out.
-        _ if target.or_noise && metric.inside_noise() => {
+        _ if target.or_noise && (by < 0.0 || metric.inside_noise()) => {
             let high = metric.interval.map_or(f64::NAN, |(_, high)| high);
             format!("UNKNOWN: it may be as much as {} {}", significant(high), metric.unit)
         }

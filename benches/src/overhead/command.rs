@@ -15,8 +15,7 @@ use crate::simulators::cgroup::TestCgroup;
 const IN_CGROUP: &str = r#"echo $$ >"$0/cgroup.procs" && exec "$@""#;
 
 /// So many files, one after the other, and from the first again.
-const COMPILE: &str =
-    r#"n=0; while [ $n -lt $0 ]; do cc -O1 -c file$((n % 10)).c -o file.o; n=$((n + 1)); done"#;
+const COMPILE: &str = r#"n=0; while [ $n -lt $0 ]; do cc -O1 -c file$((n % 10)).c -o file.o || exit; n=$((n + 1)); done"#;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Work {
@@ -49,6 +48,7 @@ impl Work {
                 Self::Messaging => 10,
                 Self::Compile => 1,
             },
+            seconds: 0.0,
             sources: None,
         };
         if self == Self::Compile {
@@ -56,10 +56,13 @@ impl Work {
         }
         // The first reads it all from the disk.
         turn.take(turn.amount)?;
-        while turn.take(turn.amount)? < TURN {
+        loop {
+            turn.seconds = turn.take(turn.amount)?;
+            if turn.seconds >= TURN {
+                return Ok(turn);
+            }
             turn.amount *= 2;
         }
-        Ok(turn)
     }
 }
 
@@ -70,14 +73,16 @@ pub(super) struct Turn {
     cgroup: PathBuf,
     /// Loops, or files.
     amount: u32,
+    /// What it takes, about.
+    seconds: f64,
     sources: Option<TempDir>,
 }
 
 impl Turn {
-    /// Does it for so long without a look at the clock, then once; its seconds.
-    pub(super) fn seconds(&self, warm_up: f64) -> Result<f64> {
-        let amount = (warm_up / TURN).max(0.1) * f64::from(self.amount);
-        self.take((amount as u32).max(1))?;
+    /// Does it for about so long to warm up, then once; its seconds.
+    pub(super) fn take_turn(&self, warm_up: f64) -> Result<f64> {
+        let amount = warm_up / self.seconds * f64::from(self.amount);
+        self.take((amount.round() as u32).max(1))?;
         self.take(self.amount)
     }
 

@@ -1,19 +1,20 @@
 //! How much longer work takes with ecoprobe beside it.
 //!
-//! A machine is slow and fast again within seconds, so turns are short, and each is compared with the
-//! two with nothing just before and just after it. Of ecoprobe at three intervals, of the tools that
-//! people use instead, and of nothing itself, which gives the noise floor; shuffled in each round. All
-//! do the same work in the same cgroup.
+//! A machine is slow and fast again within seconds. So each turn is compared with the two just before
+//! and just after it, which have nothing beside them, and turns are as short as the work allows. In each
+//! round ecoprobe takes a turn at each of three intervals, and so do the tools that people use instead,
+//! and nothing itself, which gives the noise floor. All do the same work in the same cgroup.
 //!
-//! A turn is shorter than some intervals. It begins at a random moment of one, so that on average it
-//! holds its share of samples; until then the work warms up.
+//! A turn may be shorter than an interval. It begins at a random moment of one, so that it holds its
+//! share of samples on average, and what all rounds took together is compared: a median would not see
+//! what happens in few of them.
 
 mod command;
 mod training;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, anyhow};
 use fastrand::Rng;
 
 use self::command::Work;
@@ -21,9 +22,13 @@ use self::training::Training;
 use crate::agent::Agent;
 use crate::harness::{Bench, Metric, ModelSize, Outcome, Target};
 use crate::simulators::cgroup::TestCgroup;
+use crate::statistics::interval_of;
 
-/// How long a turn is, about, seconds.
+/// How long a turn is, about, where its work does not say, seconds.
 const TURN: f64 = 0.15;
+
+/// Work warms up for so long at least: whatever was started or ended before it left cold caches.
+const SETTLE: f64 = 0.05;
 
 /// What runs beside the work.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +36,7 @@ enum Beside {
     Nothing,
     /// With this `--interval`, and its milliseconds.
     Ecoprobe(&'static str, u32),
-    /// A tool inside of the training process, which samples every second.
+    /// A tool inside of the training process, which samples every second, if it does.
     Tool(String),
 }
 
@@ -47,11 +52,6 @@ impl Beside {
         }
     }
 
-    /// Whether it takes a turn in this round. Tools need seconds to start, and have no target.
-    fn is_due(&self, round: usize) -> bool {
-        !matches!(self, Self::Tool(_)) || round.is_multiple_of(4)
-    }
-
     /// What it may add to training.
     fn target(&self) -> Option<Target> {
         match self {
@@ -59,17 +59,16 @@ impl Beside {
                 Some(Target { below: 0.1, asked: Some(5.0), or_noise: true })
             }
             // For a closer look, not for all day: what was asked for has to do.
-            Self::Ecoprobe(..) => Some(Target::below(5.0).asked(5.0)),
+            Self::Ecoprobe(..) => Some(Target { below: 5.0, asked: Some(5.0), or_noise: true }),
             Self::Nothing | Self::Tool(_) => None,
         }
     }
 
-    /// How often it samples, seconds.
+    /// How often it samples, seconds. Nothing is treated as what samples every second.
     fn interval(&self) -> f64 {
         match self {
-            Self::Nothing => 0.0,
             Self::Ecoprobe(_, ms) => f64::from(*ms) / 1e3,
-            Self::Tool(_) => 1.0,
+            Self::Nothing | Self::Tool(_) => 1.0,
         }
     }
 }
@@ -80,8 +79,16 @@ struct Variant {
     beside: Beside,
     /// Seconds with nothing before, with this, with nothing after.
     turns: Vec<[f64; 3]>,
-    /// CPU seconds of the agent, and the seconds whose samples they are.
-    agent: Vec<(f64, f64)>,
+    /// CPU seconds of the agent, and the seconds in which it used them.
+    agent: Vec<[f64; 2]>,
+    /// Why a tool takes no more turns.
+    failure: Option<String>,
+}
+
+impl Variant {
+    fn new(beside: Beside) -> Self {
+        Self { beside, turns: Vec::new(), agent: Vec::new(), failure: None }
+    }
 }
 
 pub(crate) fn bench(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
@@ -90,15 +97,21 @@ pub(crate) fn bench(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
         return Ok(());
     }
     let settings = &bench.settings;
+    let mut all = Ok(());
     for work in Work::ALL {
         let cgroup = TestCgroup::v2("bench");
         match work.prepare(&cgroup) {
             Ok(turn) => {
-                let name = work.name().to_owned();
-                let rounds = 4 * settings.turns;
-                let compared =
-                    Compared { bench, name, cgroup: &cgroup, rounds, has_targets: false };
-                compared.with(Vec::new(), outcome, |_, warm_up| turn.seconds(warm_up))?;
+                let comparison = Comparison {
+                    bench,
+                    work: work.name().to_owned(),
+                    cgroup: &cgroup,
+                    rounds: 3 * settings.turns,
+                    tools_every: 1,
+                    has_targets: false,
+                };
+                let turn = |_: Option<&str>, warm_up| turn.take_turn(warm_up);
+                all = all.and(comparison.compare(Vec::new(), outcome, turn));
             }
             Err(why) => outcome.skip(work.name(), format!("{why:#}")),
         }
@@ -110,39 +123,44 @@ pub(crate) fn bench(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
             for (tool, why) in training.missing() {
                 outcome.skip(format!("training beside {tool}"), why);
             }
-            let compared = Compared {
+            let (rounds, tools_every) = match size {
+                // So many that the noise is below what was asked for. Tools take seconds to start.
+                ModelSize::Tiny => (15 * settings.turns, 4),
+                // Their turns are as long as their steps take.
+                ModelSize::Small | ModelSize::Large => (settings.turns, 1),
+            };
+            let comparison = Comparison {
                 bench,
-                name: format!("training, {} model on {}", size.name(), training.device()),
+                work: format!("training, {} model on {}", size.name(), training.device()),
                 cgroup: &cgroup,
-                rounds: match size {
-                    // So many that the noise is below what was asked for.
-                    ModelSize::Tiny => 20 * settings.turns,
-                    // Their turns are as long as their steps take.
-                    ModelSize::Small | ModelSize::Large => settings.turns,
-                },
+                rounds,
+                tools_every,
                 has_targets: true,
             };
-            compared
-                .with(training.tools(), outcome, |tool, warm_up| training.seconds(tool, warm_up))?;
+            let tools = training.tools();
+            let turn = |tool: Option<&str>, warm_up| training.take_turn(tool, warm_up);
+            all = all.and(comparison.compare(tools, outcome, turn));
         }
         Err(why) => outcome.skip(format!("training, {} model", size.name()), format!("{why:#}")),
     }
-    Ok(())
+    all
 }
 
 /// One kind of work, to be done again and again.
-struct Compared<'a> {
+struct Comparison<'a> {
     bench: &'a Bench,
-    name: String,
+    work: String,
     cgroup: &'a TestCgroup,
     rounds: usize,
+    /// Tools take a turn in every so many rounds.
+    tools_every: usize,
     has_targets: bool,
 }
 
-impl Compared<'_> {
+impl Comparison<'_> {
     /// `turn` does the work once, under a tool or under none, after it has warmed up for so many
     /// seconds, and returns its seconds.
-    fn with(
+    fn compare(
         &self,
         tools: Vec<String>,
         outcome: &mut Outcome,
@@ -150,63 +168,95 @@ impl Compared<'_> {
     ) -> Result<()> {
         let all = [Beside::Nothing].into_iter().chain(Beside::ECOPROBE);
         let all = all.chain(tools.into_iter().map(Beside::Tool));
-        let mut variants: Vec<Variant> =
-            all.map(|beside| Variant { beside, turns: Vec::new(), agent: Vec::new() }).collect();
+        let mut variants: Vec<Variant> = all.map(Variant::new).collect();
+        let result = self.take_turns(&mut variants, &mut turn);
+        for Variant { beside, failure, .. } in &variants {
+            if let Some(why) = failure {
+                outcome.skip(format!("{} beside {}", self.work, beside.name()), why);
+            }
+        }
+        self.report(&variants, outcome);
+        result.with_context(|| self.work.clone())
+    }
+
+    fn take_turns(
+        &self,
+        variants: &mut [Variant],
+        turn: &mut impl FnMut(Option<&str>, f64) -> Result<f64>,
+    ) -> Result<()> {
         let mut random = Rng::with_seed(self.bench.settings.seed);
-        let mut before = turn(None, 0.0)?;
+        let mut before = turn(None, SETTLE)?;
         for round in 1..=self.rounds {
-            let due = |variant: &&mut Variant| variant.beside.is_due(round);
-            let mut order: Vec<&mut Variant> = variants.iter_mut().filter(due).collect();
+            let mut order: Vec<&mut Variant> =
+                variants.iter_mut().filter(|variant| self.is_due(variant, round)).collect();
             random.shuffle(&mut order);
             for variant in order {
                 let name = variant.beside.name();
                 self.bench.progress(format_args!(
                     "overhead: {}: {name}, round {round} of {}",
-                    self.name, self.rounds
+                    self.work, self.rounds
                 ));
-                let warm_up = variant.beside.interval() * random.f64();
-                let seconds = match &variant.beside {
-                    Beside::Nothing => turn(None, warm_up)?,
-                    Beside::Tool(tool) => turn(Some(tool), warm_up)?,
-                    Beside::Ecoprobe(interval, _) => {
-                        let path = self.cgroup.path().display().to_string();
-                        let options = [format!("--interval={interval}")];
-                        let agent = Agent::start(self.bench, &path, &options)?;
-                        let (cpu_ns, start) = (agent.cpu_ns()?, Instant::now());
-                        let seconds = turn(None, warm_up)?;
-                        let cpu_ns = agent.cpu_ns()?.saturating_sub(cpu_ns);
-                        // The first sample of all was before this time, and the next is an interval
-                        // later: as if the warm-up had none.
-                        let sampled = start.elapsed().as_secs_f64() - warm_up;
-                        variant.agent.push((cpu_ns as f64 / 1e9, sampled));
-                        agent.stop()?;
-                        seconds
+                let warm_up = SETTLE + variant.beside.interval() * random.f64();
+                let taken = match &variant.beside {
+                    Beside::Nothing => {
+                        self.start_agent("1s")?.stop()?;
+                        turn(None, warm_up)
                     }
+                    Beside::Ecoprobe(interval, _) => {
+                        let agent = self.start_agent(interval)?;
+                        let (taken, used) = with_cpu_time(&agent, warm_up, || turn(None, warm_up))?;
+                        agent.stop()?;
+                        variant.agent.push(used);
+                        Ok(taken)
+                    }
+                    Beside::Tool(tool) => turn(Some(tool), warm_up),
                 };
-                let after = turn(None, 0.0)?;
-                variant.turns.push([before, seconds, after]);
+                let taken = match (taken, &variant.beside) {
+                    // The rest goes on without a tool that fails.
+                    (Err(why), Beside::Tool(_)) => {
+                        variant.failure = Some(format!("{why:#}"));
+                        None
+                    }
+                    (taken, _) => Some(taken?),
+                };
+                let after = turn(None, SETTLE)?;
+                variant.turns.extend(taken.map(|taken| [before, taken, after]));
                 before = after;
             }
         }
-        self.report(&variants, outcome);
         Ok(())
     }
 
+    fn is_due(&self, variant: &Variant, round: usize) -> bool {
+        let is_tool = matches!(variant.beside, Beside::Tool(_));
+        !is_tool || variant.failure.is_none() && round.is_multiple_of(self.tools_every)
+    }
+
+    fn start_agent(&self, interval: &str) -> Result<Agent> {
+        let path = self.cgroup.path().display().to_string();
+        Agent::start(self.bench, &path, &[format!("--interval={interval}")])
+    }
+
     fn report(&self, variants: &[Variant], outcome: &mut Outcome) {
-        let mut floor = f64::NAN;
+        let nothing = variants.iter().find(|variant| variant.beside == Beside::Nothing);
+        let (low, high) =
+            nothing.map_or((f64::NAN, f64::NAN), |nothing| interval_of(&nothing.turns, added));
+        let floor = low.abs().max(high.abs());
         for Variant { beside, turns, .. } in variants {
-            let added = turns.iter().map(|[before, seconds, after]| {
-                100.0 * (seconds / f64::midpoint(*before, *after) - 1.0)
-            });
-            let name = format!("{}, {}", self.name, beside.name());
-            let metric = Metric::of_turns(name, "%", added.collect()).against_nothing();
-            if *beside == Beside::Nothing {
-                // It is the first.
-                let (low, high) = metric.interval.unwrap_or((f64::NAN, f64::NAN));
-                floor = low.abs().max(high.abs());
+            if *beside == Beside::Nothing || turns.is_empty() {
                 continue;
             }
-            let metric = metric.with_noise(floor);
+            let metric = Metric {
+                value: added(turns),
+                interval: Some(interval_of(turns, added)),
+                noise: Some(floor),
+                ..Metric::of_turns(
+                    format!("{}, {}", self.work, beside.name()),
+                    "%",
+                    turns.iter().map(|turn| added(&[*turn])).collect(),
+                )
+            };
+            let metric = metric.against_nothing();
             outcome.metrics.push(match beside.target() {
                 Some(target) if self.has_targets => metric.with_target(target),
                 _ => metric,
@@ -220,19 +270,63 @@ impl Compared<'_> {
             // Most turns have no sample every second: many are one figure.
             let several = agent.chunks(agent.len().div_ceil(self.bench.settings.turns));
             let percent = several.map(|turns| {
-                let (cpu, time) = turns
-                    .iter()
-                    .fold((0.0, 0.0), |(cpu, time), turn| (cpu + turn.0, time + turn.1));
-                100.0 * cpu / time
+                let sum = |of: fn(&[f64; 2]) -> f64| turns.iter().map(of).sum::<f64>();
+                100.0 * sum(|[used, _]| *used) / sum(|[_, passed]| *passed)
             });
-            let name = format!("{}, the agent's own CPU time, {}", self.name, beside.name());
+            let name = format!("{}, the agent's own CPU time, {}", self.work, beside.name());
             outcome.metrics.push(Metric::of_turns(name, "% of a CPU", percent.collect()));
         }
         let kept: serde_json::Map<_, _> = variants
             .iter()
             .map(|Variant { beside, turns, .. }| (beside.name(), serde_json::json!(turns)))
             .collect();
-        let name = format!("{}, seconds with nothing before, with it, and after", self.name);
+        let name = format!("{}, seconds with nothing before, with it, and after", self.work);
         outcome.data.insert(name, kept.into());
+    }
+}
+
+/// How much longer all turns took than those around them, percent.
+fn added(turns: &[[f64; 3]]) -> f64 {
+    let (mut taken, mut around) = (0.0, 0.0);
+    for [before, during, after] in turns {
+        taken += during;
+        around += f64::midpoint(*before, *after);
+    }
+    100.0 * (taken / around - 1.0)
+}
+
+/// What the agent used, from the end of the warm-up on, of how many seconds.
+fn with_cpu_time(
+    agent: &Agent,
+    warm_up: f64,
+    turn: impl FnOnce() -> Result<f64>,
+) -> Result<(f64, [f64; 2])> {
+    std::thread::scope(|scope| {
+        let begin = scope.spawn(|| {
+            std::thread::sleep(Duration::from_secs_f64(warm_up));
+            Ok::<_, anyhow::Error>((agent.cpu_ns()?, Instant::now()))
+        });
+        let taken = turn()?;
+        let (cpu_ns, passed) = (agent.cpu_ns()?, Instant::now());
+        let begin = begin.join().map_err(|_| anyhow!("the agent's CPU time cannot be read"))?;
+        let (cpu_ns_before, start) = begin?;
+        let used = cpu_ns.saturating_sub(cpu_ns_before) as f64 / 1e9;
+        Ok((taken, [used, (passed - start).as_secs_f64()]))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happens_in_few_turns_is_seen() {
+        let mut turns = [[1.0, 1.0, 1.0]; 10];
+        assert_eq!(added(&turns), 0.0);
+        turns[3] = [1.0, 1.5, 1.0];
+        assert!((added(&turns) - 5.0).abs() < 1e-9);
+        // A machine that is slow for a while adds nothing.
+        turns[3] = [2.0, 2.0, 2.0];
+        assert!(added(&turns).abs() < 1e-9);
     }
 }

@@ -3,10 +3,12 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::thread::JoinHandle;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow};
 use tempfile::TempDir;
 
+use super::TURN;
 use crate::harness::Bench;
 use crate::simulators::cgroup::TestCgroup;
 
@@ -20,6 +22,8 @@ pub(super) struct Training {
     _temporary: TempDir,
     orders: ChildStdin,
     answers: BufReader<ChildStdout>,
+    /// The last line of its standard error, once it has ended.
+    said: Option<JoinHandle<String>>,
     /// "cpu" or "cuda".
     device: String,
     /// Each tool, and why it cannot be used here.
@@ -34,7 +38,7 @@ impl Training {
         let mut child = Command::new(python(bench))
             .env("TMPDIR", temporary.path())
             .arg(script)
-            .arg(bench.settings.model_size.name())
+            .args([bench.settings.model_size.name(), &TURN.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -51,19 +55,15 @@ impl Training {
             _temporary: temporary,
             orders: orders.context("a pipe")?,
             answers: BufReader::new(answers.context("a pipe")?),
+            said: Some(said),
             device: String::new(),
             tools: Vec::new(),
         };
         // It has done nothing yet; threads that it already has move with it.
         cgroup.add(training.child.id());
-        let ready = match training.answer() {
-            Ok(ready) => ready,
-            Err(_) => {
-                training.child.wait()?;
-                let why = said.join().unwrap_or_default();
-                anyhow::bail!("{why}; benches/README.md says how to install what it needs");
-            }
-        };
+        let ready = training
+            .answer()
+            .map_err(|why| anyhow!("{why}; benches/README.md says how to install what it needs"))?;
         training.device = ready.trim_start_matches("ready ").to_owned();
         for tool in TOOLS {
             let answer = training.order(&format!("try {tool}"))?;
@@ -93,21 +93,26 @@ impl Training {
     }
 
     /// Trains once, under a tool or under none; its seconds, after it has warmed up for so many.
-    pub(super) fn seconds(&mut self, tool: Option<&str>, warm_up: f64) -> Result<f64> {
+    pub(super) fn take_turn(&mut self, tool: Option<&str>, warm_up: f64) -> Result<f64> {
         let answer = self.order(&format!("train {} {warm_up}", tool.unwrap_or("nothing")))?;
         answer.parse().with_context(|| format!("train.py: {answer}"))
     }
 
     fn order(&mut self, order: &str) -> Result<String> {
-        writeln!(self.orders, "{order}").context("train.py does not listen any more")?;
+        // Where nobody reads any more there is no answer either.
+        let _ = writeln!(self.orders, "{order}");
         self.answer()
     }
 
     fn answer(&mut self) -> Result<String> {
         let mut line = String::new();
         self.answers.read_line(&mut line)?;
-        ensure!(!line.is_empty(), "train.py ended early");
-        Ok(line.trim().to_owned())
+        if !line.is_empty() {
+            return Ok(line.trim().to_owned());
+        }
+        self.child.wait()?;
+        let said = self.said.take().and_then(|said| said.join().ok()).unwrap_or_default();
+        Err(anyhow!("train.py ended: {said}"))
     }
 }
 

@@ -33,7 +33,8 @@ pub(super) struct Measurement {
     deadline: Option<Instant>,
     signals: Signals,
     cgroup_events: AsyncFd<OwnedFd>,
-    /// Until the tick that was waited for is over.
+    /// While a tick is waited for and taken. To begin it and to end it are system calls: it lasts until
+    /// something else is to be done.
     undisturbed: Option<Undisturbed>,
 }
 
@@ -89,7 +90,7 @@ impl Measurement {
             self.deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(86_400));
         let has_deadline = self.deadline.is_some();
         // Begun here, where time does not matter: the tick is on time, and done in one go.
-        let undisturbed = Undisturbed::begin();
+        self.undisturbed.get_or_insert_with(Undisturbed::begin);
         let wake = tokio::select! {
             biased;
             signal = self.signals.next() => Wake::Signal(signal),
@@ -100,8 +101,8 @@ impl Measurement {
                 Wake::Cgroups(self.collector.cgroup_events())
             }
         };
-        if matches!(wake, Wake::Tick | Wake::Deadline) {
-            self.undisturbed = Some(undisturbed);
+        if !matches!(wake, Wake::Tick | Wake::Deadline) {
+            self.undisturbed = None;
         }
         Ok(wake)
     }
@@ -118,13 +119,12 @@ impl Measurement {
 
     fn tick_and_show(&mut self, last: Last) {
         let committed = self.collector.tick(last);
-        self.undisturbed = None;
         self.show_notes();
-        if committed
-            && self.output.shows_windows()
-            && let Some(window) = self.collector.session().window()
-        {
-            self.deliver(|output| output.window(&window));
+        if committed && self.output.shows_windows() {
+            self.undisturbed = None;
+            if let Some(window) = self.collector.session().window() {
+                self.deliver(|output| output.window(&window));
+            }
         }
     }
 
@@ -136,6 +136,7 @@ impl Measurement {
     /// The report of everything up to the last tick. `false` if what was asked for could not all be
     /// written; standard error has heard why, and the report where it would be lost otherwise.
     pub(super) fn finish(mut self, more_warnings: Vec<String>) -> bool {
+        self.undisturbed = None;
         for warning in more_warnings {
             self.collector.warn(warning);
         }
@@ -150,7 +151,8 @@ impl Measurement {
 
     fn show_notes(&mut self) {
         let notes = self.collector.notes();
-        if !self.notes_in_report {
+        if !self.notes_in_report && !notes.is_empty() {
+            self.undisturbed = None;
             self.deliver(|output| notes.iter().try_for_each(|note| output.note(note)));
         }
     }
