@@ -72,12 +72,13 @@ impl Target {
 pub(crate) struct Metric {
     pub name: String,
     pub unit: String,
-    /// The median of the samples, where there are any; NaN where it could not be had.
+    /// The median of the samples, where there are any and nothing else is said; NaN where it could not
+    /// be had.
     #[serde(deserialize_with = "or_nan")]
     pub value: f64,
     /// 95 % confidence interval.
     pub interval: Option<(f64, f64)>,
-    /// How far two medians of the same thing lie apart by chance.
+    /// How far two values of the same thing lie apart by chance.
     pub noise: Option<f64>,
     /// What each turn gave.
     pub samples: Vec<f64>,

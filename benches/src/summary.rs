@@ -138,3 +138,24 @@ pub(crate) fn comparison(before: &Results, after: &Results) -> bool {
     }
     compared.metrics.iter().any(|one| one.verdict == Verdict::Worse)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_told_is_not_said_to_be_missed() {
+        let target = Target { below: 5.0, asked: Some(5.0), or_noise: true };
+        let said = |value, noise, interval| {
+            let metric = Metric { interval: Some(interval), ..Metric::exact("added", "%", value) };
+            let metric = metric.with_noise(noise).against_nothing().with_target(target);
+            metric.missed_by().map(|by| miss(&metric, target, by))
+        };
+        assert_eq!(said(4.0, 0.5, (3.0, 4.5)), None);
+        let unknown = "UNKNOWN: it may be as much as 6.00 %";
+        assert_eq!(said(4.0, 0.5, (1.0, 6.0)).as_deref(), Some(unknown));
+        let hidden = "UNKNOWN: the noise of ± 7.00 % hides it";
+        assert_eq!(said(4.0, 7.0, (1.0, 6.0)).as_deref(), Some(hidden));
+        assert_eq!(said(6.0, 0.5, (5.0, 7.0)).as_deref(), Some("MISSED by 1.00 %"));
+    }
+}

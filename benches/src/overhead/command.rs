@@ -73,17 +73,18 @@ pub(super) struct Turn {
     cgroup: PathBuf,
     /// Loops, or files.
     amount: u32,
-    /// What it takes, about.
+    /// What it took last.
     seconds: f64,
     sources: Option<TempDir>,
 }
 
 impl Turn {
     /// Does it for about so long to warm up, then once; its seconds.
-    pub(super) fn take_turn(&self, warm_up: f64) -> Result<f64> {
+    pub(super) fn take_turn(&mut self, warm_up: f64) -> Result<f64> {
         let amount = warm_up / self.seconds * f64::from(self.amount);
         self.take((amount.round() as u32).max(1))?;
-        self.take(self.amount)
+        self.seconds = self.take(self.amount)?;
+        Ok(self.seconds)
     }
 
     fn take(&self, amount: u32) -> Result<f64> {

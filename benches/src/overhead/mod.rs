@@ -14,11 +14,11 @@ mod training;
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use fastrand::Rng;
 
 use self::command::Work;
-use self::training::Training;
+use self::training::{TOOLS, Training};
 use crate::agent::Agent;
 use crate::harness::{Bench, Metric, ModelSize, Outcome, Target};
 use crate::simulators::cgroup::TestCgroup;
@@ -58,17 +58,18 @@ impl Beside {
             Self::Ecoprobe(_, 100..) => {
                 Some(Target { below: 0.1, asked: Some(5.0), or_noise: true })
             }
-            // For a closer look, not for all day: what was asked for has to do.
-            Self::Ecoprobe(..) => Some(Target { below: 5.0, asked: Some(5.0), or_noise: true }),
-            Self::Nothing | Self::Tool(_) => None,
+            // A hundred times a second is for a closer look, not for all day.
+            _ => None,
         }
     }
 
-    /// How often it samples, seconds. Nothing is treated as what samples every second.
+    /// How often it samples, seconds.
     fn interval(&self) -> f64 {
         match self {
+            // As one of ecoprobe's.
+            Self::Nothing => 0.1,
             Self::Ecoprobe(_, ms) => f64::from(*ms) / 1e3,
-            Self::Nothing | Self::Tool(_) => 1.0,
+            Self::Tool(_) => 1.0,
         }
     }
 }
@@ -96,54 +97,65 @@ pub(crate) fn bench(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
         outcome.skip("overhead", why);
         return Ok(());
     }
-    let settings = &bench.settings;
-    let mut all = Ok(());
+    let mut failures = Vec::new();
     for work in Work::ALL {
         let cgroup = TestCgroup::v2("bench");
         match work.prepare(&cgroup) {
-            Ok(turn) => {
+            Ok(mut turn) => {
                 let comparison = Comparison {
                     bench,
                     work: work.name().to_owned(),
                     cgroup: &cgroup,
-                    rounds: 3 * settings.turns,
+                    rounds: 3 * bench.settings.turns,
                     tools_every: 1,
                     has_targets: false,
                 };
-                let turn = |_: Option<&str>, warm_up| turn.take_turn(warm_up);
-                all = all.and(comparison.compare(Vec::new(), outcome, turn));
+                let result =
+                    comparison.compare(Vec::new(), outcome, |_, warm_up| turn.take_turn(warm_up));
+                failures.extend(result.err());
             }
             Err(why) => outcome.skip(work.name(), format!("{why:#}")),
         }
     }
+    failures.extend(train(bench, outcome).err());
+    let failures: Vec<String> = failures.iter().map(|failure| format!("{failure:#}")).collect();
+    ensure!(failures.is_empty(), "{}", failures.join("; "));
+    Ok(())
+}
+
+fn train(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
     let cgroup = TestCgroup::v2("bench");
-    let size = settings.model_size;
-    match Training::start(bench, &cgroup) {
-        Ok(mut training) => {
-            for (tool, why) in training.missing() {
-                outcome.skip(format!("training beside {tool}"), why);
-            }
-            let (rounds, tools_every) = match size {
-                // So many that the noise is below what was asked for. Tools take seconds to start.
-                ModelSize::Tiny => (15 * settings.turns, 4),
-                // Their turns are as long as their steps take.
-                ModelSize::Small | ModelSize::Large => (settings.turns, 1),
-            };
-            let comparison = Comparison {
-                bench,
-                work: format!("training, {} model on {}", size.name(), training.device()),
-                cgroup: &cgroup,
-                rounds,
-                tools_every,
-                has_targets: true,
-            };
-            let tools = training.tools();
-            let turn = |tool: Option<&str>, warm_up| training.take_turn(tool, warm_up);
-            all = all.and(comparison.compare(tools, outcome, turn));
+    let size = bench.settings.model_size;
+    let mut training = match Training::start(bench, &cgroup) {
+        Ok(training) => training,
+        Err(why) => {
+            outcome.skip(format!("training, {} model", size.name()), format!("{why:#}"));
+            return Ok(());
         }
-        Err(why) => outcome.skip(format!("training, {} model", size.name()), format!("{why:#}")),
+    };
+    let mut tools = Vec::new();
+    for tool in TOOLS {
+        match training.try_tool(tool)? {
+            Ok(()) => tools.push(tool.to_owned()),
+            Err(why) => outcome.skip(format!("training beside {tool}"), why),
+        }
     }
-    all
+    let turns = bench.settings.turns;
+    let (rounds, tools_every) = match size {
+        // So many that the noise is below what was asked for. Tools take seconds to start.
+        ModelSize::Tiny => (15 * turns, 4),
+        // Their turns are as long as their steps take.
+        ModelSize::Small | ModelSize::Large => (turns, 1),
+    };
+    let comparison = Comparison {
+        bench,
+        work: format!("training, {} model on {}", size.name(), training.device()),
+        cgroup: &cgroup,
+        rounds,
+        tools_every,
+        has_targets: true,
+    };
+    comparison.compare(tools, outcome, |tool, warm_up| training.take_turn(tool, warm_up))
 }
 
 /// One kind of work, to be done again and again.
@@ -199,15 +211,24 @@ impl Comparison<'_> {
                 let warm_up = SETTLE + variant.beside.interval() * random.f64();
                 let taken = match &variant.beside {
                     Beside::Nothing => {
+                        // What starting and ending it leaves behind is there as well.
                         self.start_agent("1s")?.stop()?;
-                        turn(None, warm_up)
+                        let taken = turn(None, warm_up);
+                        self.start_agent("1s")?.stop()?;
+                        taken
                     }
-                    Beside::Ecoprobe(interval, _) => {
+                    Beside::Ecoprobe(interval, _) if self.has_targets => {
                         let agent = self.start_agent(interval)?;
                         let (taken, used) = with_cpu_time(&agent, warm_up, || turn(None, warm_up))?;
                         agent.stop()?;
                         variant.agent.push(used);
                         Ok(taken)
+                    }
+                    Beside::Ecoprobe(interval, _) => {
+                        let agent = self.start_agent(interval)?;
+                        let taken = turn(None, warm_up);
+                        agent.stop()?;
+                        taken
                     }
                     Beside::Tool(tool) => turn(Some(tool), warm_up),
                 };
@@ -238,23 +259,23 @@ impl Comparison<'_> {
     }
 
     fn report(&self, variants: &[Variant], outcome: &mut Outcome) {
+        // What chance can do, or did.
         let nothing = variants.iter().find(|variant| variant.beside == Beside::Nothing);
-        let (low, high) =
-            nothing.map_or((f64::NAN, f64::NAN), |nothing| interval_of(&nothing.turns, added));
-        let floor = low.abs().max(high.abs());
+        let floor = nothing.map_or(f64::NAN, |Variant { turns, .. }| {
+            let (low, high) = interval_of(turns, added);
+            added(turns).abs().max((high - low) / 2.0)
+        });
         for Variant { beside, turns, .. } in variants {
             if *beside == Beside::Nothing || turns.is_empty() {
                 continue;
             }
+            let several = turns.chunks(turns.len().div_ceil(self.bench.settings.turns));
+            let name = format!("{}, {}", self.work, beside.name());
             let metric = Metric {
                 value: added(turns),
                 interval: Some(interval_of(turns, added)),
                 noise: Some(floor),
-                ..Metric::of_turns(
-                    format!("{}, {}", self.work, beside.name()),
-                    "%",
-                    turns.iter().map(|turn| added(&[*turn])).collect(),
-                )
+                ..Metric::of_turns(name, "%", several.map(added).collect())
             };
             let metric = metric.against_nothing();
             outcome.metrics.push(match beside.target() {
@@ -264,10 +285,9 @@ impl Comparison<'_> {
         }
         // What the clock cannot tell from noise, the scheduler's account can; the probe is not in it.
         for Variant { beside, agent, .. } in variants {
-            if agent.is_empty() || !self.has_targets {
+            if agent.is_empty() {
                 continue;
             }
-            // Most turns have no sample every second: many are one figure.
             let several = agent.chunks(agent.len().div_ceil(self.bench.settings.turns));
             let percent = several.map(|turns| {
                 let sum = |of: fn(&[f64; 2]) -> f64| turns.iter().map(of).sum::<f64>();

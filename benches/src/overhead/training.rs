@@ -13,7 +13,7 @@ use crate::harness::Bench;
 use crate::simulators::cgroup::TestCgroup;
 
 /// What people use instead, by the name of its Python module.
-const TOOLS: [&str; 3] = ["codecarbon", "eco2ai", "zeus"];
+pub(super) const TOOLS: [&str; 3] = ["codecarbon", "eco2ai", "zeus"];
 
 #[derive(Debug)]
 pub(super) struct Training {
@@ -22,12 +22,10 @@ pub(super) struct Training {
     _temporary: TempDir,
     orders: ChildStdin,
     answers: BufReader<ChildStdout>,
-    /// The last line of its standard error, once it has ended.
+    /// Comes to an end with the last line of its standard error.
     said: Option<JoinHandle<String>>,
     /// "cpu" or "cuda".
     device: String,
-    /// Each tool, and why it cannot be used here.
-    tools: Vec<(String, Result<(), String>)>,
 }
 
 impl Training {
@@ -57,7 +55,6 @@ impl Training {
             answers: BufReader::new(answers.context("a pipe")?),
             said: Some(said),
             device: String::new(),
-            tools: Vec::new(),
         };
         // It has done nothing yet; threads that it already has move with it.
         cgroup.add(training.child.id());
@@ -65,11 +62,6 @@ impl Training {
             .answer()
             .map_err(|why| anyhow!("{why}; benches/README.md says how to install what it needs"))?;
         training.device = ready.trim_start_matches("ready ").to_owned();
-        for tool in TOOLS {
-            let answer = training.order(&format!("try {tool}"))?;
-            let usable = if answer == "ok" { Ok(()) } else { Err(answer) };
-            training.tools.push((tool.to_owned(), usable));
-        }
         Ok(training)
     }
 
@@ -78,18 +70,10 @@ impl Training {
         &self.device
     }
 
-    pub(super) fn tools(&self) -> Vec<String> {
-        let usable = self.tools.iter().filter(|(_, usable)| usable.is_ok());
-        usable.map(|(tool, _)| tool.clone()).collect()
-    }
-
-    /// The tools that cannot be used, and why.
-    pub(super) fn missing(&self) -> Vec<(String, String)> {
-        let missing = self
-            .tools
-            .iter()
-            .filter_map(|(tool, usable)| Some((tool.clone(), usable.as_ref().err()?.clone())));
-        missing.collect()
+    /// Whether a tool can be used here; else why not.
+    pub(super) fn try_tool(&mut self, tool: &str) -> Result<Result<(), String>> {
+        let answer = self.order(&format!("try {tool}")).with_context(|| tool.to_owned())?;
+        Ok(if answer == "ok" { Ok(()) } else { Err(answer) })
     }
 
     /// Trains once, under a tool or under none; its seconds, after it has warmed up for so many.
@@ -110,9 +94,9 @@ impl Training {
         if !line.is_empty() {
             return Ok(line.trim().to_owned());
         }
-        self.child.wait()?;
+        let status = self.child.wait()?;
         let said = self.said.take().and_then(|said| said.join().ok()).unwrap_or_default();
-        Err(anyhow!("train.py ended: {said}"))
+        Err(anyhow!("train.py ended, {status}: {said}"))
     }
 }
 

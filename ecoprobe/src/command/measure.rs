@@ -33,8 +33,8 @@ pub(super) struct Measurement {
     deadline: Option<Instant>,
     signals: Signals,
     cgroup_events: AsyncFd<OwnedFd>,
-    /// While a tick is waited for and taken. To begin it and to end it are system calls: it lasts until
-    /// something else is to be done.
+    /// While ticks are waited for and taken. To begin it and to end it are system calls: it lasts from
+    /// one to the next where nothing else is to be done.
     undisturbed: Option<Undisturbed>,
 }
 
@@ -119,6 +119,9 @@ impl Measurement {
 
     fn tick_and_show(&mut self, last: Last) {
         let committed = self.collector.tick(last);
+        if last == Last::Yes {
+            self.undisturbed = None;
+        }
         self.show_notes();
         if committed && self.output.shows_windows() {
             self.undisturbed = None;
@@ -136,7 +139,6 @@ impl Measurement {
     /// The report of everything up to the last tick. `false` if what was asked for could not all be
     /// written; standard error has heard why, and the report where it would be lost otherwise.
     pub(super) fn finish(mut self, more_warnings: Vec<String>) -> bool {
-        self.undisturbed = None;
         for warning in more_warnings {
             self.collector.warn(warning);
         }
