@@ -5,16 +5,15 @@
 //! round ecoprobe takes a turn at each of three intervals, and so do the tools that people use instead,
 //! and nothing itself, which gives the noise floor. All do the same work in the same cgroup.
 //!
-//! A turn may be shorter than an interval. It begins at a random moment of one, so that it holds its
-//! share of samples on average, and what all rounds took together is compared: a median would not see
-//! what happens in few of them.
+//! What is compared is what all turns took together: a median would not see what happens in few of them.
+//! All turns warm up alike, for a CPU that has idled is faster than one that has not.
 
 mod command;
 mod training;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 use fastrand::Rng;
 
 use self::command::Work;
@@ -27,8 +26,11 @@ use crate::statistics::interval_of;
 /// How long a turn is, about, where its work does not say, seconds.
 const TURN: f64 = 0.15;
 
-/// Work warms up for so long at least: whatever was started or ended before it left cold caches.
-const SETTLE: f64 = 0.05;
+/// How long work warms up: whatever was started or ended before it left cold caches.
+const WARM_UP: f64 = 0.05;
+
+/// How long the agent's own CPU time is looked at, seconds.
+const ACCOUNT: f64 = 2.0;
 
 /// What runs beside the work.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,16 +64,6 @@ impl Beside {
             _ => None,
         }
     }
-
-    /// How often it samples, seconds.
-    fn interval(&self) -> f64 {
-        match self {
-            // As one of ecoprobe's.
-            Self::Nothing => 0.1,
-            Self::Ecoprobe(_, ms) => f64::from(*ms) / 1e3,
-            Self::Tool(_) => 1.0,
-        }
-    }
 }
 
 /// What is compared with nothing, and what each round found.
@@ -80,15 +72,13 @@ struct Variant {
     beside: Beside,
     /// Seconds with nothing before, with this, with nothing after.
     turns: Vec<[f64; 3]>,
-    /// CPU seconds of the agent, and the seconds in which it used them.
-    agent: Vec<[f64; 2]>,
     /// Why a tool takes no more turns.
     failure: Option<String>,
 }
 
 impl Variant {
     fn new(beside: Beside) -> Self {
-        Self { beside, turns: Vec::new(), agent: Vec::new(), failure: None }
+        Self { beside, turns: Vec::new(), failure: None }
     }
 }
 
@@ -181,13 +171,16 @@ impl Comparison<'_> {
         let all = [Beside::Nothing].into_iter().chain(Beside::ECOPROBE);
         let all = all.chain(tools.into_iter().map(Beside::Tool));
         let mut variants: Vec<Variant> = all.map(Variant::new).collect();
-        let result = self.take_turns(&mut variants, &mut turn);
+        let mut result = self.take_turns(&mut variants, &mut turn);
         for Variant { beside, failure, .. } in &variants {
             if let Some(why) = failure {
                 outcome.skip(format!("{} beside {}", self.work, beside.name()), why);
             }
         }
         self.report(&variants, outcome);
+        if self.has_targets && result.is_ok() {
+            result = self.account(outcome, &mut turn);
+        }
         result.with_context(|| self.work.clone())
     }
 
@@ -197,7 +190,7 @@ impl Comparison<'_> {
         turn: &mut impl FnMut(Option<&str>, f64) -> Result<f64>,
     ) -> Result<()> {
         let mut random = Rng::with_seed(self.bench.settings.seed);
-        let mut before = turn(None, SETTLE)?;
+        let mut before = turn(None, WARM_UP)?;
         for round in 1..=self.rounds {
             let mut order: Vec<&mut Variant> =
                 variants.iter_mut().filter(|variant| self.is_due(variant, round)).collect();
@@ -208,29 +201,22 @@ impl Comparison<'_> {
                     "overhead: {}: {name}, round {round} of {}",
                     self.work, self.rounds
                 ));
-                let warm_up = SETTLE + variant.beside.interval() * random.f64();
                 let taken = match &variant.beside {
                     Beside::Nothing => {
                         // What starting and ending it leaves behind is there as well.
                         self.start_agent("1s")?.stop()?;
-                        let taken = turn(None, warm_up);
+                        let taken = turn(None, WARM_UP);
                         self.start_agent("1s")?.stop()?;
                         taken
                     }
-                    Beside::Ecoprobe(interval, _) if self.has_targets => {
-                        let agent = self.start_agent(interval)?;
-                        let (taken, used) = with_cpu_time(&agent, warm_up, || turn(None, warm_up))?;
-                        agent.stop()?;
-                        variant.agent.push(used);
-                        Ok(taken)
-                    }
                     Beside::Ecoprobe(interval, _) => {
                         let agent = self.start_agent(interval)?;
-                        let taken = turn(None, warm_up);
+                        let taken = turn(None, WARM_UP);
                         agent.stop()?;
                         taken
                     }
-                    Beside::Tool(tool) => turn(Some(tool), warm_up),
+                    // Starting one leaves the CPUs idle for a second.
+                    Beside::Tool(tool) => turn(Some(tool), 1.0),
                 };
                 let taken = match (taken, &variant.beside) {
                     // The rest goes on without a tool that fails.
@@ -240,10 +226,42 @@ impl Comparison<'_> {
                     }
                     (taken, _) => Some(taken?),
                 };
-                let after = turn(None, SETTLE)?;
+                let after = turn(None, WARM_UP)?;
                 variant.turns.extend(taken.map(|taken| [before, taken, after]));
                 before = after;
             }
+        }
+        Ok(())
+    }
+
+    /// What the clock cannot tell from noise, the scheduler's account of the agent can; the probe is not
+    /// in it.
+    fn account(
+        &self,
+        outcome: &mut Outcome,
+        turn: &mut impl FnMut(Option<&str>, f64) -> Result<f64>,
+    ) -> Result<()> {
+        for beside in Beside::ECOPROBE {
+            let Beside::Ecoprobe(interval, ms) = beside else { continue };
+            let mut percent = Vec::new();
+            for _ in 0..self.bench.settings.turns {
+                self.bench.progress(format_args!(
+                    "overhead: {}: CPU time of {}",
+                    self.work,
+                    beside.name()
+                ));
+                let agent = self.start_agent(interval)?;
+                let (before, start) = (agent.cpu_ns()?, Instant::now());
+                turn(None, ACCOUNT)?;
+                let used_ns = agent.cpu_ns()?.saturating_sub(before);
+                // It sampled when it had started, and after each interval that is over.
+                let every = f64::from(ms) / 1e3;
+                let passed = (start.elapsed().as_secs_f64() / every).floor() * every;
+                agent.stop()?;
+                percent.push(used_ns as f64 * 1e-7 / passed);
+            }
+            let name = format!("{}, the agent's own CPU time, {}", self.work, beside.name());
+            outcome.metrics.push(Metric::of_turns(name, "% of a CPU", percent));
         }
         Ok(())
     }
@@ -283,19 +301,6 @@ impl Comparison<'_> {
                 _ => metric,
             });
         }
-        // What the clock cannot tell from noise, the scheduler's account can; the probe is not in it.
-        for Variant { beside, agent, .. } in variants {
-            if agent.is_empty() {
-                continue;
-            }
-            let several = agent.chunks(agent.len().div_ceil(self.bench.settings.turns));
-            let percent = several.map(|turns| {
-                let sum = |of: fn(&[f64; 2]) -> f64| turns.iter().map(of).sum::<f64>();
-                100.0 * sum(|[used, _]| *used) / sum(|[_, passed]| *passed)
-            });
-            let name = format!("{}, the agent's own CPU time, {}", self.work, beside.name());
-            outcome.metrics.push(Metric::of_turns(name, "% of a CPU", percent.collect()));
-        }
         let kept: serde_json::Map<_, _> = variants
             .iter()
             .map(|Variant { beside, turns, .. }| (beside.name(), serde_json::json!(turns)))
@@ -313,26 +318,6 @@ fn added(turns: &[[f64; 3]]) -> f64 {
         around += f64::midpoint(*before, *after);
     }
     100.0 * (taken / around - 1.0)
-}
-
-/// What the agent used, from the end of the warm-up on, of how many seconds.
-fn with_cpu_time(
-    agent: &Agent,
-    warm_up: f64,
-    turn: impl FnOnce() -> Result<f64>,
-) -> Result<(f64, [f64; 2])> {
-    std::thread::scope(|scope| {
-        let begin = scope.spawn(|| {
-            std::thread::sleep(Duration::from_secs_f64(warm_up));
-            Ok::<_, anyhow::Error>((agent.cpu_ns()?, Instant::now()))
-        });
-        let taken = turn()?;
-        let (cpu_ns, passed) = (agent.cpu_ns()?, Instant::now());
-        let begin = begin.join().map_err(|_| anyhow!("the agent's CPU time cannot be read"))?;
-        let (cpu_ns_before, start) = begin?;
-        let used = cpu_ns.saturating_sub(cpu_ns_before) as f64 / 1e9;
-        Ok((taken, [used, (passed - start).as_secs_f64()]))
-    })
 }
 
 #[cfg(test)]
