@@ -163,7 +163,7 @@ fn tools_that_are_not_installed_are_named() {
     };
     let names = skipped();
     for (place, (what, why)) in
-        [("pipe", "taskset"), ("messaging", "perf"), ("cc on", "cc"), ("training", "python3")]
+        [("pipe", "taskset"), ("messaging", "perf"), ("\"cc\"", "cc: not found"), ("training", "python3")]
             .into_iter()
             .enumerate()
     {
