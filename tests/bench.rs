@@ -162,10 +162,14 @@ fn tools_that_are_not_installed_are_named() {
         sentences.collect::<Vec<_>>()
     };
     let names = skipped();
-    for (place, (what, why)) in
-        [("pipe", "taskset"), ("messaging", "perf"), ("\"cc\"", "cc: not found"), ("training", "python3")]
-            .into_iter()
-            .enumerate()
+    for (place, (what, why)) in [
+        ("pipe", "taskset"),
+        ("messaging", "perf"),
+        ("\"cc\"", "cc: not found"),
+        ("training", "python3"),
+    ]
+    .into_iter()
+    .enumerate()
     {
         assert!(names[place].contains(what) && names[place].contains(why), "{names:?}");
     }
