@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value;
@@ -139,19 +139,24 @@ fn whoever_is_told_to_end_leaves_no_process_and_no_file_behind() {
     assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0);
 }
 
-#[test]
-#[ignore = "needs root: it loads the probe"]
-fn tools_that_are_not_installed_are_named() {
-    let directory = tempfile::tempdir().unwrap();
-    let [path, bin] = ["path", "bin"].map(|name| directory.path().join(name));
+/// An empty `PATH` but for a shell, and an `ecoprobe` beside which is no virtual environment.
+fn nothing_installed(directory: &Path) -> (PathBuf, PathBuf) {
+    let [path, bin] = ["path", "bin"].map(|name| directory.join(name));
     for directory in [&path, &bin] {
         std::fs::create_dir(directory).unwrap();
     }
-    // Where no virtual environment is beside it.
     let ecoprobe = bin.join("ecoprobe");
     let built = Path::new(env!("CARGO_BIN_EXE_ecoprobe-bench")).with_file_name("ecoprobe");
     std::fs::copy(built, &ecoprobe).unwrap();
     std::os::unix::fs::symlink("/bin/sh", path.join("sh")).unwrap();
+    (path, ecoprobe)
+}
+
+#[test]
+#[ignore = "needs root: it loads the probe"]
+fn tools_that_are_not_installed_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, ecoprobe) = nothing_installed(directory.path());
     let skipped = || {
         let mut command = suite(directory.path());
         command.env("PATH", &path).args(["--format", "json", "overhead", "--ecoprobe"]);
@@ -178,4 +183,39 @@ fn tools_that_are_not_installed_are_named() {
     let readable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(path.join("python3"), readable).unwrap();
     assert!(skipped()[3].contains("No module named 'torch'"));
+}
+
+#[test]
+#[ignore = "needs root: it loads the probe"]
+fn what_fails_in_the_middle_is_said_and_takes_nothing_with_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, ecoprobe) = nothing_installed(directory.path());
+    // It speaks as train.py does; a tool fails, and in the third round all of it.
+    let python = r#"#!/bin/sh
+echo "ready cpu"
+turns=0
+while read -r order tool _; do
+    [ "$order" = try ] && echo ok && continue
+    turns=$((turns + 1))
+    [ $turns = 30 ] && echo "out of memory" >&2 && exit 3
+    [ "$tool" = eco2ai ] && echo "RuntimeError('gone')" && continue
+    echo 0.5
+done
+"#;
+    std::fs::write(path.join("python3"), python).unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(path.join("python3"), executable).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ecoprobe-bench"));
+    command.env("PATH", &path).args(["overhead", "--model-size", "small", "--turns", "4"]);
+    command.args(["--format", "json", "--results"]).arg(directory.path());
+    let output = command.arg("--ecoprobe").arg(&ecoprobe).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let outcome = &document(&output)["outcomes"][0];
+    let failure = outcome["failure"].as_str().unwrap();
+    assert!(failure.contains("exit status: 3: out of memory"), "{failure}");
+    let skipped = outcome["skipped"].to_string();
+    assert!(skipped.contains("beside eco2ai") && skipped.contains("gone"), "{skipped}");
+    let metrics = outcome["metrics"].as_array().unwrap();
+    let named = |name: &str| metrics.iter().any(|one| one["name"].to_string().contains(name));
+    assert!(named("ecoprobe every 1s") && named("codecarbon") && !named("eco2ai"), "{metrics:?}");
 }
