@@ -6,7 +6,7 @@
 //! and nothing itself, which gives the noise floor. All do the same work in the same cgroup.
 //!
 //! What is compared is what all turns took together: a median would not see what happens in few of them.
-//! All turns warm up alike, for a CPU that has idled is faster than one that has not.
+//! All turns but those of tools warm up alike, for a CPU that has idled is faster than one that has not.
 
 mod command;
 mod training;
