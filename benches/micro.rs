@@ -8,14 +8,15 @@ mod sim;
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use ecoprobe::base::Component;
+use ecoprobe::base::own::Own;
 use ecoprobe::cli::{Format, OutputArgs};
 use ecoprobe::energy::counter::delta;
+use ecoprobe::event::{Domain, Header, Reading, SLOT_FIRST, Sample, Workload};
 use ecoprobe::host::topology::Topology;
 use ecoprobe::meter::EnergyMeter as _;
 use ecoprobe::meter::rapl::powercap::PowercapMeter;
 use ecoprobe::output;
-use ecoprobe::report::Own;
-use ecoprobe::sample::{Component, Domain, Header, Reading, SLOT_FIRST, Sample, Workload};
 use ecoprobe::session::Session;
 
 const SIZES: [usize; 3] = [10, 1_000, 10_000];

@@ -8,11 +8,11 @@ use std::path::Path;
 
 use ecoprobe::cli::{DoctorArgs, DoctorFormat, Roots};
 use ecoprobe::command::doctor::{Check, Diagnosis, Level, diagnose, doctor};
-use ecoprobe::report::CpuEnergyKind;
+use ecoprobe::event::sources::CpuEnergyKind;
 use sim::{Machine, Sysfs};
 
 fn arguments(sysfs: &Path, procfs: &Path) -> DoctorArgs {
-    let roots = Roots { sysfs: sysfs.into(), procfs: procfs.into(), cgroupfs: None };
+    let roots = Roots { sysfs: sysfs.into(), procfs: procfs.into(), cgroupfs: None, hostfs: None };
     DoctorArgs { format: DoctorFormat::Table, nvml_lib: None, roots }
 }
 

@@ -15,11 +15,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
-use ecoprobe::error::Error;
+use ecoprobe::base::error::Error;
+use ecoprobe::base::monotonic_ns;
+use ecoprobe::event::sources::{GpuEnergyKind, GpuReadMethod};
+use ecoprobe::event::{Event, GpuMethod, GpuWindow};
 use ecoprobe::meter::gpu::{Exit, GpuMeter, GpuOptions, Owners, PidOwner};
-use ecoprobe::meter::monotonic_ns;
-use ecoprobe::report::{GpuEnergyKind, GpuReadMethod};
-use ecoprobe::sample::{Event, GpuMethod, GpuWindow};
 use ecoprobe::workload::hierarchy::Version;
 use fake_nvml::{Device, Fault, Process, Scenario, Utilisation};
 

@@ -8,8 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use ecoprobe::error::Error;
-use ecoprobe::sample::WorkloadKind;
+use ecoprobe::base::error::Error;
+use ecoprobe::event::WorkloadKind;
 use ecoprobe::workload::Roots;
 use ecoprobe::workload::hierarchy::Version;
 use ecoprobe::workload::names::{Selection, resolve};
@@ -61,7 +61,8 @@ impl Fixture {
         let roots = Roots {
             procfs: "/proc".into(),
             cgroupfs: Some(self.path("cgroup")),
-            pod_logs: self.path("pods"),
+            hostfs: Some(self.path("host")),
+            ..Roots::default()
         };
         resolve(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), &roots)
     }
@@ -144,8 +145,11 @@ fn workloads_are_found_by_the_names_that_people_use() {
         "system.slice/slurmstepd.scope/job_4711/step_0",
         "system.slice/nginx.service",
     ]);
-    fs::create_dir_all(host.path("pods").join(format!("ml_train-0_{UID}"))).unwrap();
-    fs::create_dir_all(host.path("pods/ml_train-0_00000000-0000-0000-0000-000000000000")).unwrap();
+    fs::create_dir_all(host.path("host/var/log/pods").join(format!("ml_train-0_{UID}"))).unwrap();
+    fs::create_dir_all(
+        host.path("host/var/log/pods/ml_train-0_00000000-0000-0000-0000-000000000000"),
+    )
+    .unwrap();
 
     for name in [ID, &ID[..12]] {
         assert_eq!(host.one(name), format!("/{container}"));
@@ -284,10 +288,15 @@ mod real {
     use crate::sim::cgroup::TestCgroup;
 
     fn host() -> Roots {
-        Roots { procfs: "/proc".into(), cgroupfs: None, pod_logs: "/nonexistent".into() }
+        Roots {
+            procfs: "/proc".into(),
+            cgroupfs: None,
+            hostfs: Some("/nonexistent".into()),
+            ..Roots::default()
+        }
     }
 
-    fn resolve_one(name: &str) -> ecoprobe::sample::Workload {
+    fn resolve_one(name: &str) -> ecoprobe::event::Workload {
         let mut selection = resolve(&[name.to_owned()], &host()).unwrap();
         assert_eq!(selection.workloads.len(), 1);
         selection.workloads.remove(0)

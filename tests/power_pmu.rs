@@ -6,11 +6,12 @@ mod sim;
 
 use std::time::Duration;
 
+use ecoprobe::base::monotonic_ns;
+use ecoprobe::event::Reading;
 use ecoprobe::host::topology::Topology;
+use ecoprobe::meter::EnergyMeter;
 use ecoprobe::meter::rapl::Unavailable;
 use ecoprobe::meter::rapl::perf::PerfMeter;
-use ecoprobe::meter::{EnergyMeter, monotonic_ns};
-use ecoprobe::sample::Reading;
 use sim::Sysfs;
 
 fn names(meter: &PerfMeter) -> Vec<&str> {

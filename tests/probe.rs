@@ -20,9 +20,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::Duration;
 
-use ecoprobe::meter::cpu_time::{CpuTime, Hook, LoadOptions};
-use ecoprobe::meter::monotonic_ns;
-use ecoprobe::sample::SLOT_OTHER;
+use ecoprobe::base::monotonic_ns;
+use ecoprobe::event::SLOT_OTHER;
+use ecoprobe::probe::{CpuTime, Hook, LoadOptions};
 
 use crate::cgroup::{TestCgroup, v2_mount};
 use crate::load::{Load, Shape};

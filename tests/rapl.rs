@@ -10,14 +10,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use ecoprobe::cli::{CpuEnergyChoice, Roots};
-use ecoprobe::error::Error;
+use ecoprobe::base::error::Error;
+use ecoprobe::base::{Component, monotonic_ns};
+use ecoprobe::event::Domain;
+use ecoprobe::event::sources::{CpuEnergyKind, StaticPowerKind};
+use ecoprobe::host::Roots;
 use ecoprobe::host::topology::Topology;
+use ecoprobe::meter::choose::CpuEnergyChoice;
 use ecoprobe::meter::rapl::Unavailable;
 use ecoprobe::meter::rapl::powercap::PowercapMeter;
-use ecoprobe::meter::{CpuEnergy, EnergyMeter, monotonic_ns, open_cpu_energy};
-use ecoprobe::report::{CpuEnergyKind, StaticPowerKind};
-use ecoprobe::sample::{Component, Domain};
+use ecoprobe::meter::{CpuEnergy, EnergyMeter, open_cpu_energy};
 use sim::cgroup::TestCgroup;
 use sim::{Feed, Feeder, Layout, Machine, Power, Sysfs};
 
@@ -362,7 +364,7 @@ const NEVER: &str = "event=0x08";
 
 fn choose(sysfs: &Path, choice: CpuEnergyChoice) -> Result<CpuEnergy, Error> {
     let procfs = PathBuf::from("/proc");
-    let roots = Roots { sysfs: sysfs.to_owned(), procfs, cgroupfs: None };
+    let roots = Roots { sysfs: sysfs.to_owned(), procfs, cgroupfs: None, hostfs: None };
     open_cpu_energy(choice, &roots, &Topology::read(sysfs, 2))
 }
 

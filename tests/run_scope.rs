@@ -11,9 +11,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ecoprobe::command::child::{Child, Signals, SpawnError, exit_code};
-use ecoprobe::error::Error;
-use ecoprobe::sample::WorkloadKind;
+use ecoprobe::base::error::Error;
+use ecoprobe::command::run::child::{Child, Signals, SpawnError, exit_code};
+use ecoprobe::event::WorkloadKind;
 use ecoprobe::workload::Roots;
 use ecoprobe::workload::hierarchy::{Hierarchies, Version};
 use ecoprobe::workload::scope::{Scope, clean_up_stale};
@@ -24,7 +24,12 @@ use crate::sim::cgroup::TestCgroup;
 use crate::sim::load::{Load, Shape};
 
 fn host() -> Roots {
-    Roots { procfs: "/proc".into(), cgroupfs: None, pod_logs: "/nonexistent".into() }
+    Roots {
+        procfs: "/proc".into(),
+        cgroupfs: None,
+        hostfs: Some("/nonexistent".into()),
+        ..Roots::default()
+    }
 }
 
 /// Nothing here takes long: what does not end is a failure.

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use clap::Parser as _;
 use ecoprobe::cli::Cli;
 use ecoprobe::collector::{Collector, Last};
-use ecoprobe::workload::Roots;
 use ecoprobe::workload::names::resolve;
 use nix::time::{ClockId, clock_getcpuclockid};
 use nix::unistd::Pid;
@@ -146,7 +145,7 @@ fn an_outside_clock_agrees_about_the_tick() {
     let crowd = Crowd::new(1_000);
     let arguments = ["ecoprobe".to_owned()].into_iter().chain(crowd.arguments());
     let watch = Cli::try_parse_from(arguments).unwrap().watch;
-    let selection = resolve(&watch.cgroups, &Roots::from(&watch.measure.roots)).unwrap();
+    let selection = resolve(&watch.cgroups, &watch.measure.roots.host()).unwrap();
     let mut collector =
         Collector::open(&watch.measure, &selection.hierarchy, &selection.workloads).unwrap();
     let mut outside = Vec::new();

@@ -7,7 +7,6 @@ use clap::Parser as _;
 use ecoprobe::cli::Cli;
 use ecoprobe::collector::{Collector, Last};
 use ecoprobe::host::priority::Undisturbed;
-use ecoprobe::workload::Roots;
 use ecoprobe::workload::names::resolve;
 
 use crate::agent::{Agent, Cgroups, Energy, INTERVAL, gpu_driver, start_time};
@@ -140,7 +139,7 @@ fn from_outside(bench: &Bench, cgroups: &Cgroups, energy: &Energy) -> Result<(f6
     let options = energy.options();
     let arguments = ["ecoprobe", "--cgroup", &glob];
     let cli = Cli::try_parse_from(arguments.into_iter().chain(options.iter().map(String::as_str)))?;
-    let selection = resolve(&cli.watch.cgroups, &Roots::from(&cli.watch.measure.roots))?;
+    let selection = resolve(&cli.watch.cgroups, &cli.watch.measure.roots.host())?;
     let mut collector =
         Collector::open(&cli.watch.measure, &selection.hierarchy, &selection.workloads)?;
     let mut us = Vec::new();

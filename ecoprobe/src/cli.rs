@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::sample::IdlePolicy;
+use crate::event::IdlePolicy;
+use crate::host;
+use crate::meter::choose::CpuEnergyChoice;
+use crate::meter::gpu::GpuEnergyChoice;
 
 /// Joules per workload: an eBPF CPU-time probe merged with RAPL and NVML energy counters.
 #[derive(Debug, Parser)]
@@ -101,6 +104,18 @@ pub struct Roots {
     /// Where the host's cgroup file system is mounted [default: from the mount table].
     #[arg(long, value_name = "DIR")]
     pub cgroupfs: Option<PathBuf>,
+    /// Where the host's root is mounted, for /run, /var/log and /var/lib of an agent in a container
+    /// [default: /, or the root of process 1 of --procfs].
+    #[arg(long, value_name = "DIR")]
+    pub hostfs: Option<PathBuf>,
+}
+
+impl Roots {
+    /// As everything but the command line knows them.
+    pub fn host(&self) -> host::Roots {
+        let Self { sysfs, procfs, cgroupfs, hostfs } = self.clone();
+        host::Roots { sysfs, procfs, cgroupfs, hostfs }
+    }
 }
 
 /// How readings become joules, grams and money. The defaults of `replay` are the recording's.
@@ -177,29 +192,6 @@ pub enum DoctorFormat {
     #[default]
     Table,
     Json,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum CpuEnergyChoice {
-    /// perf, else powercap, else the estimate.
-    #[default]
-    Auto,
-    /// RAPL through the `power` PMU.
-    Perf,
-    /// RAPL through /sys/class/powercap.
-    Powercap,
-    /// From the CPU model's figures and utilisation: not a measurement.
-    Estimate,
-    None,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum GpuEnergyChoice {
-    /// NVML where there is one.
-    #[default]
-    Auto,
-    Nvml,
-    None,
 }
 
 /// `--static-power`: one figure for all packages together, or one a domain.

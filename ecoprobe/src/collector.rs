@@ -9,19 +9,22 @@ use std::time::Duration;
 use anyhow::Context as _;
 use hdrhistogram::Histogram;
 
-use crate::cli::{GpuEnergyChoice, MeasureArgs, Roots};
+use crate::base::error::Error;
+use crate::base::monotonic_ns;
+use crate::base::own::{Own, Quantiles};
+use crate::cli::MeasureArgs;
 use crate::command::settings::settings;
-use crate::error::Error;
+use crate::event::sources::{CpuTimeSource, GpuEnergyKind, GpuEnergySource, Host, Sources};
+use crate::event::{Event, Header, RECORDING_SCHEMA, Sample, Settings, Workload};
+use crate::host::Roots;
 use crate::host::{self, topology::Topology};
-use crate::meter::cpu_time::{CpuTime, Exits, LoadOptions};
+use crate::meter::gpu::GpuEnergyChoice;
 use crate::meter::gpu::{GpuMeter, GpuOptions, Owners, Workloads};
-use crate::meter::{EnergyMeter, monotonic_ns, open_cpu_energy};
+use crate::meter::{EnergyMeter, open_cpu_energy};
+use crate::probe::{CpuTime, Exits, LoadOptions};
 use crate::recording::{Recorder, RecordingError};
-use crate::report::{
-    CpuTimeSource, GpuEnergyKind, GpuEnergySource, Host, Own, Quantiles, Report, Sources,
-};
-use crate::sample::{Event, Header, RECORDING_SCHEMA, Sample, Settings, Workload};
 use crate::session::Session;
+use crate::view::report::Report;
 use crate::workload::hierarchy::Hierarchy;
 
 /// How many ticks in a row a counter may fail before the others go on without it.
@@ -77,7 +80,7 @@ impl Collector {
         hierarchy: &Hierarchy,
         workloads: &[Workload],
     ) -> anyhow::Result<Self> {
-        let roots = &args.roots;
+        let roots = &args.roots.host();
         let cpus = aya::util::nr_cpus().map_err(|(path, error)| {
             anyhow::Error::new(error).context(format!("cannot count the CPUs ({path})"))
         })?;

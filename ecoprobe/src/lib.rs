@@ -6,17 +6,18 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod base;
 pub mod carbon;
 pub mod cli;
 pub mod collector;
 pub mod command;
 pub mod energy;
-pub mod error;
+pub mod event;
 pub mod host;
 pub mod meter;
 pub mod output;
+pub mod probe;
 pub mod recording;
-pub mod report;
-pub mod sample;
 pub mod session;
+pub mod view;
 pub mod workload;

@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use ecoprobe::base::error;
 use ecoprobe::cli::{Cli, Command};
-use ecoprobe::{command, error, output};
+use ecoprobe::{command, output};
 
 fn main() -> ExitCode {
     // SIGPIPE stays ignored, as the Rust runtime leaves it: a reader that goes away is an error that

@@ -8,8 +8,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ecoprobe::meter::monotonic_ns;
-use ecoprobe::sample::{Event, Sample};
+use ecoprobe::base::monotonic_ns;
+use ecoprobe::event::{Event, Sample};
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::Pid;
 use serde_json::Value;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use ecoprobe::meter::monotonic_ns;
+use ecoprobe::base::monotonic_ns;
 
 use super::Zone;
 

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use ecoprobe::meter::monotonic_ns;
+use ecoprobe::base::monotonic_ns;
 use fake_nvml::{Device, Fault, Process, Scenario};
 
 pub(crate) const GPU_IS_LOST: u32 = 15;

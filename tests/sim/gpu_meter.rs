@@ -7,10 +7,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use ecoprobe::base::monotonic_ns;
+use ecoprobe::event::sources::GpuEnergySource;
+use ecoprobe::event::{Event, GpuWindow, SLOT_OTHER};
 use ecoprobe::meter::gpu::{GpuEnd, GpuMeter, GpuOptions, PidOwner};
-use ecoprobe::meter::monotonic_ns;
-use ecoprobe::report::GpuEnergySource;
-use ecoprobe::sample::{Event, GpuWindow, SLOT_OTHER};
 
 use crate::gpu::{Machine, uuid};
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use ecoprobe::meter::monotonic_ns;
+use ecoprobe::base::monotonic_ns;
 use serde::Deserialize;
 use serde_json::Value;
 

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use ecoprobe::meter::cpu_time::{CpuTime, LoadOptions};
-use ecoprobe::sample::SLOT_FIRST;
+use ecoprobe::event::SLOT_FIRST;
+use ecoprobe::probe::{CpuTime, LoadOptions};
 
 use crate::harness::{Bench, Metric, Outcome, Target};
 use crate::simulators::cgroup::TestCgroup;

@@ -7,7 +7,6 @@ use clap::Parser as _;
 use ecoprobe::cli::Cli;
 use ecoprobe::collector::{Collector, Last};
 use ecoprobe::host::powercap::{ZoneKind, zones};
-use ecoprobe::workload::Roots;
 use ecoprobe::workload::names::resolve;
 
 use crate::harness::{Bench, Metric, Outcome, Target};
@@ -40,7 +39,7 @@ pub(super) fn counter(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
     let cgroup = TestCgroup::v2("bench");
     let _load = Load::start(Shape::Hog, cgroup.path(), Some(0));
     let cli = Cli::try_parse_from(["ecoprobe", "--cgroup", &cgroup.path().to_string_lossy()])?;
-    let selection = resolve(&cli.watch.cgroups, &Roots::from(&cli.watch.measure.roots))?;
+    let selection = resolve(&cli.watch.cgroups, &cli.watch.measure.roots.host())?;
     let mut errors = Vec::new();
     for turn in 1..=bench.settings.turns {
         bench.progress(format_args!("accuracy: {WHAT}, turn {turn}"));

@@ -6,15 +6,18 @@
 
 use std::collections::BTreeMap;
 
-use ecoprobe::report::{
-    Books, CpuEnergyKind, CpuEnergySource, CpuTimeSource, GpuEnergySource, Host, Node, Own, Report,
-    Sources, StaticPowerKind, StaticPowerSource,
+use ecoprobe::base::Component;
+use ecoprobe::base::own::Own;
+use ecoprobe::event::sources::{
+    CpuEnergyKind, CpuEnergySource, CpuTimeSource, GpuEnergySource, Host, Sources, StaticPowerKind,
+    StaticPowerSource,
 };
-use ecoprobe::sample::{
-    Component, Domain, Header, RECORDING_SCHEMA, Reading, SLOT_FIRST, SLOT_OTHER, Sample, Settings,
-    Workload, WorkloadKind,
+use ecoprobe::event::{
+    Domain, Header, RECORDING_SCHEMA, Reading, SLOT_FIRST, SLOT_OTHER, Sample, Settings, Workload,
+    WorkloadKind,
 };
 use ecoprobe::session::Session;
+use ecoprobe::view::report::{Books, Node, Report};
 use fastrand::Rng;
 
 use super::scenario::{Job, Scenario};

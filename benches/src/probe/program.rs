@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use aya::programs::{BtfTracePoint, loaded_programs};
 use aya::{Btf, EbpfLoader};
-use ecoprobe::meter::cpu_time::{CpuTime, Hook, LoadOptions, RunTime};
+use ecoprobe::probe::{CpuTime, Hook, LoadOptions, RunTime};
 use serde::Serialize;
 
 const REFERENCE: &[u8] = aya::include_bytes_aligned!("../../bpf/reference.o");

@@ -8,9 +8,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use serde::Serialize;
 
+use crate::base::error::EXIT_CANNOT;
 use crate::cli::{DoctorArgs, DoctorFormat};
-use crate::error::EXIT_CANNOT;
-use crate::report::CpuEnergyKind;
+use crate::event::sources::CpuEnergyKind;
 
 pub const DOCTOR_SCHEMA: &str = "ecoprobe.doctor/1";
 

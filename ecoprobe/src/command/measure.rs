@@ -13,12 +13,12 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-use super::child::Signals;
+use super::run::child::Signals;
 use crate::cli::MeasureArgs;
 use crate::collector::{CgroupChanges, Collector, Last};
+use crate::event::Workload;
 use crate::host::priority::Undisturbed;
 use crate::output::{self, Output};
-use crate::sample::Workload;
 use crate::workload::hierarchy::Hierarchy;
 
 /// One run: what is read, where it is shown, and how often.

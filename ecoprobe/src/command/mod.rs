@@ -1,6 +1,5 @@
 //! One file a subcommand.
 
-pub mod child;
 pub mod doctor;
 mod measure;
 pub mod replay;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use crate::cli::ReplayArgs;
 use crate::command::settings::settings;
-use crate::sample::Event;
+use crate::event::Event;
 use crate::session::Session;
 use crate::{host, output, recording};
 

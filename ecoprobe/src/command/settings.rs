@@ -1,9 +1,10 @@
 //! From the command line to [`Settings`], for live runs and for `replay`.
 
+use crate::base::Component;
+use crate::base::error::Error;
 use crate::cli::{SettingsArgs, StaticPower};
-use crate::error::Error;
-use crate::report::GpuEnergySource;
-use crate::sample::{Component, Domain, Settings};
+use crate::event::sources::GpuEnergySource;
+use crate::event::{Domain, Settings};
 
 /// `base` with everything replaced that was given on the command line.
 pub fn settings(
@@ -55,8 +56,8 @@ mod tests {
 
     use super::*;
     use crate::cli::Cli;
-    use crate::report::{GpuDevice, GpuEnergyKind, GpuReadMethod};
-    use crate::sample::IdlePolicy;
+    use crate::event::IdlePolicy;
+    use crate::event::sources::{GpuDevice, GpuEnergyKind, GpuReadMethod};
 
     fn domain(name: &str, component: Component) -> Domain {
         Domain {

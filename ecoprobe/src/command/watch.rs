@@ -4,19 +4,19 @@ use std::process::ExitCode;
 
 use nix::sys::signal::Signal;
 
-use super::child::Signals;
 use super::measure::{Alive, Measurement, Wake, runtime};
+use super::run::child::Signals;
+use crate::base::error::EXIT_FAILED;
 use crate::cli::WatchArgs;
 use crate::collector::Collector;
-use crate::error::EXIT_FAILED;
 use crate::output;
 use crate::workload::hierarchy::Hierarchies;
 use crate::workload::names::{Selection, resolve};
-use crate::workload::{Roots, scope};
+use crate::workload::scope;
 
 pub fn watch(args: &WatchArgs) -> anyhow::Result<ExitCode> {
     output::distinct(args.measure.record.as_deref(), &args.measure.output)?;
-    let roots = Roots::from(&args.measure.roots);
+    let roots = args.measure.roots.host();
     let selection = resolve(&args.cgroups, &roots)?;
     scope::clean_up_stale(&Hierarchies::find(&roots)?);
     let output = output::open(&args.measure.output)?;

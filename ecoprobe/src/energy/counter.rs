@@ -3,8 +3,8 @@
 //! Counters wrap, are reset, freeze and jump. Only a difference that has exactly one explanation
 //! becomes joules; everything else keeps its name, so that the report can say what is missing.
 
-use crate::energy::units::{Joules, Seconds, Watts};
-use crate::sample::{Domain, Reading};
+use crate::base::units::{Joules, Seconds, Watts};
+use crate::event::{Domain, Reading};
 
 /// How much longer than the time between two readings the energy between them may have flowed.
 /// RAPL refreshes about once a millisecond, and a reader may be preempted between the clock and
@@ -96,7 +96,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::sample::Component;
+    use crate::base::Component;
 
     const RANGE: u64 = 1 << 32;
 

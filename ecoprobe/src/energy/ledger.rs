@@ -12,7 +12,7 @@
 //! applied to the whole run, at a cost that depends on the number of slots and not of windows. Idle
 //! energy is the remainder: the books close by construction.
 
-use crate::energy::units::{Joules, Seconds, Watts};
+use crate::base::units::{Joules, Seconds, Watts};
 
 /// What a domain drew between two readings.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

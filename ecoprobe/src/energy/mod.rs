@@ -6,4 +6,3 @@
 pub mod counter;
 pub mod ledger;
 pub mod model;
-pub mod units;

@@ -5,8 +5,8 @@
 //! says what `S` is, it is calibrated: a least-squares line through (load, power), whose intercept is
 //! `S`, or the mean power while the domain idles, if it ever does.
 
+use crate::base::units::{Joules, Seconds, Watts};
 use crate::energy::ledger::Window;
-use crate::energy::units::{Joules, Seconds, Watts};
 
 /// Standard deviation of the error that the counter's refresh makes in one point, in units of one
 /// refresh at the point's power: uniform over a refresh, at either end.

@@ -8,7 +8,10 @@ pub mod own;
 pub mod power_pmu;
 pub mod powercap;
 pub mod priority;
+pub mod roots;
 pub mod topology;
+
+pub use roots::Roots;
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -4,7 +4,7 @@ use std::fs;
 
 use nix::sys::resource::{UsageWho, getrusage};
 
-use crate::report::Own;
+use crate::base::own::Own;
 
 /// CPU time of this process so far, all threads, user and system, seconds.
 pub fn cpu_seconds() -> Option<f64> {

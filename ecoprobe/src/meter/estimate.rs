@@ -9,11 +9,12 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use crate::base::Component;
+use crate::event::{Domain, Reading, SLOT_IDLE};
 use crate::host::cpu::CpuModel;
 use crate::host::parse_cpu_list;
 use crate::host::topology::Topology;
 use crate::meter::EnergyMeter;
-use crate::sample::{Component, Domain, Reading, SLOT_IDLE};
 
 /// The figures, with where they come from.
 const CPU_POWER: &str = include_str!("../../data/cpu_power.csv");

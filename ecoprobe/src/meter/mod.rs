@@ -1,14 +1,13 @@
 //! Everything that reads a counter. I/O lives here; nothing here knows what a joule is billed to.
 
-pub mod cpu_energy;
-pub mod cpu_time;
+pub mod choose;
 pub mod estimate;
 pub mod gpu;
 pub mod rapl;
 
-pub use cpu_energy::{CpuEnergy, open_cpu_energy};
+pub use choose::{CpuEnergy, open_cpu_energy};
 
-use crate::sample::{Domain, Reading};
+use crate::event::{Domain, Reading};
 
 /// A source of CPU-side energy counters. A new source is one new file and one line where sources
 /// are chosen.
@@ -28,11 +27,4 @@ pub trait EnergyMeter: std::fmt::Debug {
         readings: &mut Vec<Option<Reading>>,
         problems: &mut Vec<String>,
     );
-}
-
-/// CLOCK_MONOTONIC, nanoseconds: the one clock of every reading.
-pub fn monotonic_ns() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
-    // CLOCK_MONOTONIC exists on every Linux and never reads negative.
-    now.map_or(0, |time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
 }

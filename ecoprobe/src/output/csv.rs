@@ -9,8 +9,9 @@ use serde::Serialize;
 use super::Output;
 use super::progress::Progress;
 use super::target::Stream;
-use crate::report::{CpuEnergyKind, Report, WindowReport};
-use crate::sample::Header;
+use crate::event::Header;
+use crate::event::sources::CpuEnergyKind;
+use crate::view::report::{Report, WindowReport};
 
 #[derive(Debug)]
 pub(super) struct Csv {

@@ -5,7 +5,7 @@ use std::io;
 use super::Output;
 use super::progress::Progress;
 use super::target::Document;
-use crate::report::{Report, WindowReport};
+use crate::view::report::{Report, WindowReport};
 
 #[derive(Debug)]
 pub(super) struct Json {

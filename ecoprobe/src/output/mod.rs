@@ -18,10 +18,10 @@ use std::io::{self, IsTerminal, Write as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use crate::base::error::Error;
 use crate::cli::{Format, OutputArgs};
-use crate::error::Error;
-use crate::report::{Report, WindowReport};
-use crate::sample::Header;
+use crate::event::Header;
+use crate::view::report::{Report, WindowReport};
 
 pub use progress::note;
 

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 
 use super::{printable, units};
-use crate::report::WindowReport;
+use crate::view::report::WindowReport;
 
 /// A line that is written over until it is cleared; only where somebody sees it.
 #[derive(Debug)]

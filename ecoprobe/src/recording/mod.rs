@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 
 use self::shape::Shape;
-use crate::error::Error;
-use crate::sample::{Event, Header, RECORDING_SCHEMA};
+use crate::base::error::Error;
+use crate::event::{Event, Header, RECORDING_SCHEMA};
 
 /// Longer lines are not read, and not written: a file that is not a recording must not fill the
 /// memory before that is known.
@@ -221,8 +221,9 @@ mod tests {
 
     use super::shape::is_amount;
     use super::*;
-    use crate::report::*;
-    use crate::sample::*;
+    use crate::base::Component;
+    use crate::event::sources::*;
+    use crate::event::*;
 
     fn header_of(packages: usize, max_watts: f64) -> Header {
         let names = |kind: &str| (0..packages).map(|i| format!("{kind}-{i}")).collect();

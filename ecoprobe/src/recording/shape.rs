@@ -1,6 +1,6 @@
 //! What makes a sequence of events a recording.
 
-use crate::sample::{Event, GpuWindow, Header, SLOT_FIRST, Sample};
+use crate::event::{Event, GpuWindow, Header, SLOT_FIRST, Sample};
 
 /// What the events so far allow the next one to be. Reader and writer check the same, so that what
 /// was recorded can be replayed, and nothing behind the reader meets an index that leads nowhere.

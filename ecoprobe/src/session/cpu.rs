@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use crate::base::units::{Joules, Seconds, Watts};
 use crate::energy::counter::{self, Delta, Doubt};
 use crate::energy::ledger::{Account, Share, Window};
 use crate::energy::model::{Grain, PowerModel};
-use crate::energy::units::{Joules, Seconds, Watts};
-use crate::report::StaticPowerKind;
-use crate::sample::{Domain, Header, Reading, SLOT_IDLE};
+use crate::event::sources::StaticPowerKind;
+use crate::event::{Domain, Header, Reading, SLOT_IDLE};
 use crate::session::billed_to;
 
 /// The CPU time of one package.

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use crate::base::units::{Joules, Seconds};
 use crate::energy::ledger::{Account, NOBODY, Share, Window};
 use crate::energy::model::{Grain, PowerModel};
-use crate::energy::units::{Joules, Seconds};
-use crate::report::StaticPowerKind;
-use crate::sample::{GpuMethod, GpuWindow, Header};
+use crate::event::sources::StaticPowerKind;
+use crate::event::{GpuMethod, GpuWindow, Header};
 use crate::session::billed_to;
 use crate::session::cpu::known_static_power;
 

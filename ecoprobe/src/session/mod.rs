@@ -9,8 +9,8 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-use crate::energy::units::Seconds;
-use crate::sample::{Event, GpuWindow, Header, SLOT_FIRST, SLOT_OTHER, Sample, Workload};
+use crate::base::units::Seconds;
+use crate::event::{Event, GpuWindow, Header, SLOT_FIRST, SLOT_OTHER, Sample, Workload};
 use crate::session::cpu::{Meter, Package};
 use crate::session::gpu::Gpu;
 

@@ -3,18 +3,21 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use crate::base;
+use crate::base::own::Own;
+use crate::base::units::{Joules, Seconds, Watts};
 use crate::carbon;
 use crate::energy::ledger::{Account, Bill, IdleTo, Settlement};
 use crate::energy::model::{StaticPower, Unknown};
-use crate::energy::units::{Joules, Seconds, Watts};
-use crate::report::{
-    Books, Node, Own, REPORT_SCHEMA, Report, StaticPowerKind, StaticPowerSource, WindowReport,
-    WindowWorkload, WorkloadEnergy, WorkloadGpu, WorkloadReport,
-};
-use crate::sample::{self, IdlePolicy, SLOT_FIRST, SLOT_OTHER, Workload};
+use crate::event::sources::{StaticPowerKind, StaticPowerSource};
+use crate::event::{IdlePolicy, SLOT_FIRST, SLOT_OTHER, Workload};
 use crate::session::Session;
 use crate::session::cpu::Meter;
 use crate::session::gpu::Gpu;
+use crate::view::report::{
+    Books, Node, REPORT_SCHEMA, Report, WindowReport, WindowWorkload, WorkloadEnergy, WorkloadGpu,
+    WorkloadReport,
+};
 
 /// A static power that exceeds what was measured for more than this part of the time is said to.
 const OVERDRAWN: f64 = 0.01;
@@ -79,11 +82,11 @@ struct Tally {
 }
 
 impl Tally {
-    fn component(&mut self, which: sample::Component) -> &mut Component {
+    fn component(&mut self, which: base::Component) -> &mut Component {
         match which {
-            sample::Component::Cpu => &mut self.cpu,
-            sample::Component::Dram => &mut self.dram,
-            sample::Component::Gpu => &mut self.gpu,
+            base::Component::Cpu => &mut self.cpu,
+            base::Component::Dram => &mut self.dram,
+            base::Component::Gpu => &mut self.gpu,
         }
     }
 
@@ -125,7 +128,7 @@ impl Session {
         Report {
             schema: REPORT_SCHEMA,
             host: self.header.host.clone(),
-            window: crate::report::Window {
+            window: crate::view::report::Window {
                 start: self.header.start.clone(),
                 seconds: run.0,
                 samples: self.samples,
@@ -281,7 +284,7 @@ impl Session {
         let mut source = StaticPowerSource::default();
         let mut kinds = [const { Vec::new() }; 2];
         let domains = self.header.domains.iter().zip(&self.meters).map(|(domain, meter)| {
-            let rank = (domain.component == sample::Component::Cpu).then_some(0);
+            let rank = (domain.component == base::Component::Cpu).then_some(0);
             (&*domain.name, meter.model.static_power(), meter.known, rank)
         });
         let devices =

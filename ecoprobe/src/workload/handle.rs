@@ -66,6 +66,7 @@ impl Handles {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::Roots;
 
     #[test]
     fn a_directory_of_another_file_system_has_no_handles() {
@@ -77,10 +78,11 @@ mod tests {
     #[test]
     #[ignore = "needs root: it opens files by handle"]
     fn ids_of_both_versions_lead_to_paths() {
-        let roots = crate::workload::Roots {
+        let roots = Roots {
             procfs: "/proc".into(),
             cgroupfs: None,
-            pod_logs: "/nonexistent".into(),
+            hostfs: Some("/nonexistent".into()),
+            ..Roots::default()
         };
         let hierarchies = crate::workload::hierarchy::Hierarchies::find(&roots).unwrap();
         for hierarchy in hierarchies.iter() {

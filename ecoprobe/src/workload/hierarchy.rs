@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use super::Roots;
-use crate::error::Error;
+use crate::base::error::Error;
 
 /// The v1 controllers that kernels have had. What else stands among the options of a mount is an
 /// option, or the name of a hierarchy without controllers, which the probe cannot follow.
@@ -471,7 +471,8 @@ mod tests {
         let roots = |directory: &Path| Roots {
             procfs: "/nonexistent".into(),
             cgroupfs: Some(directory.into()),
-            pod_logs: "/nonexistent".into(),
+            hostfs: Some("/nonexistent".into()),
+            ..Roots::default()
         };
         let error = Hierarchies::find(&roots(top.path())).unwrap_err();
         assert!(matches!(error, Error::Usage(_)), "{error}");
@@ -498,8 +499,12 @@ mod tests {
     #[test]
     fn no_mount_is_an_error_that_says_what_to_do() {
         let procfs = tempfile::tempdir().unwrap();
-        let roots =
-            Roots { procfs: procfs.path().into(), cgroupfs: None, pod_logs: "/nonexistent".into() };
+        let roots = Roots {
+            procfs: procfs.path().into(),
+            cgroupfs: None,
+            hostfs: Some("/nonexistent".into()),
+            ..Roots::default()
+        };
         let error = Hierarchies::find(&roots).unwrap_err().to_string();
         assert!(error.contains("--procfs"), "{error}");
         fs::create_dir(procfs.path().join("self")).unwrap();

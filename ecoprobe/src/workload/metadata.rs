@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::sample::WorkloadKind;
+use crate::event::WorkloadKind;
 
 /// What could be told from a path.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,8 +11,8 @@ use super::hierarchy::{Hierarchies, Hierarchy, clean};
 use super::metadata::{self, Identity};
 use super::pods::Pods;
 use super::tree::{self, Node};
-use crate::error::Error;
-use crate::sample::Workload;
+use crate::base::error::Error;
+use crate::event::Workload;
 
 /// How many names an error or a warning lists.
 const LISTED: usize = 8;
@@ -87,7 +87,7 @@ pub fn resolve(names: &[String], roots: &Roots) -> Result<Selection, Error> {
         return Err(Error::Usage("name at least one workload with --cgroup".into()));
     }
     let hierarchies = Hierarchies::find(roots)?;
-    let pods = Pods::read(&roots.pod_logs);
+    let pods = Pods::read(&roots.pod_logs());
     let queries = names
         .iter()
         .map(|name| Query::parse(name, &hierarchies, &pods))
@@ -145,7 +145,7 @@ pub fn resolve(names: &[String], roots: &Roots) -> Result<Selection, Error> {
     warnings.extend(nesting(&found));
     let known = found.iter().map(|(node, _)| node.id).collect();
     let workloads = found.into_iter().map(|(_, workload)| workload).collect();
-    let pod_logs = roots.pod_logs.clone();
+    let pod_logs = roots.pod_logs();
     let handles = Handles::of(&hierarchy.mount, &roots.procfs);
     Ok(Selection { hierarchy, workloads, warnings, globs, known, handles, pod_logs })
 }

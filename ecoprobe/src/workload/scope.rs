@@ -14,8 +14,8 @@ use nix::unistd::Pid;
 use super::Roots;
 use super::hierarchy::{Hierarchies, Hierarchy};
 use super::tree::{self, Node};
-use crate::error::Error;
-use crate::sample::{Workload, WorkloadKind};
+use crate::base::error::Error;
+use crate::event::{Workload, WorkloadKind};
 
 /// Followed by the pid of the ecoprobe that made it.
 const PREFIX: &str = "ecoprobe-run-";
@@ -239,7 +239,8 @@ mod tests {
         let roots = Roots {
             procfs: "/nonexistent".into(),
             cgroupfs: Some(top.path().into()),
-            pod_logs: "/nonexistent".into(),
+            hostfs: Some("/nonexistent".into()),
+            ..Roots::default()
         };
         (top, roots)
     }

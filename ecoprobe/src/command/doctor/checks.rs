@@ -8,27 +8,30 @@ use aya::programs::ProgramType;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use super::{Abilities, Check, Group, Level};
-use crate::cli::{CpuEnergyChoice, DoctorArgs, Roots};
+use crate::base::Component;
+use crate::cli::DoctorArgs;
+use crate::event::sources::{CpuEnergyKind, GpuDevice, GpuReadMethod};
+use crate::host::Roots;
 use crate::host::cpu::CpuModel;
 use crate::host::kernel::{self, Capabilities, Capability, CgroupMounts};
 use crate::host::power_pmu;
 use crate::host::powercap::{self, ZoneKind};
 use crate::host::topology::Topology;
 use crate::meter::EnergyMeter;
-use crate::meter::cpu_energy::{self, Facts};
+use crate::meter::choose::CpuEnergyChoice;
+use crate::meter::choose::{self, Facts};
 use crate::meter::gpu::inspect::{DeviceOffer, Lack, Offer, Refusal, inspect};
 use crate::meter::rapl::Unavailable;
 use crate::meter::rapl::perf::PerfMeter;
 use crate::meter::rapl::powercap::PowercapMeter;
-use crate::report::{CpuEnergyKind, GpuDevice, GpuReadMethod};
-use crate::sample::Component;
 
 const AS_ROOT: &str = "run as root: sudo ecoprobe ...";
 
 /// Every check, and what follows from them.
 pub(super) fn run(args: &DoctorArgs) -> (Vec<Group>, Abilities) {
-    let (time, cpu_time) = cpu_time(&args.roots);
-    let (energy, cpu_energy, dram_energy) = cpu_energy(&args.roots);
+    let roots = args.roots.host();
+    let (time, cpu_time) = cpu_time(&roots);
+    let (energy, cpu_energy, dram_energy) = cpu_energy(&roots);
     let (gpu, gpu_energy) = gpu_energy(args);
     let groups = vec![
         Group { name: "CPU time", checks: time },
@@ -205,7 +208,7 @@ fn cpu_energy(roots: &Roots) -> (Vec<Check>, CpuEnergyKind, bool) {
         virtual_machine: cpu.virtual_machine,
     };
     // `auto` always finds something.
-    let kind = cpu_energy::decide(CpuEnergyChoice::Auto, &facts)
+    let kind = choose::decide(CpuEnergyChoice::Auto, &facts)
         .map_or(CpuEnergyKind::None, |decision| decision.kind);
 
     let perf = perf.as_ref().map(|(meter, notes)| (meter as &dyn EnergyMeter, notes.as_slice()));
@@ -259,7 +262,7 @@ fn source(
         Err(why) => {
             let level = if measured { Level::Info } else { Level::Missing };
             let check = Check::new(name, level, why.to_string()).absent();
-            match cpu_energy::mend(kind, why, facts.virtual_machine) {
+            match choose::mend(kind, why, facts.virtual_machine) {
                 Some(mend) if !measured => check.mend(mend),
                 _ => check,
             }

@@ -1,6 +1,6 @@
 //! Two clocks: the driver's and ours.
 
-use crate::meter::monotonic_ns;
+use crate::base::monotonic_ns;
 
 /// The driver stamps its samples with the wall clock; everything here is monotonic. The two are
 /// compared anew for every answer, so that a clock that was set does not matter for long.

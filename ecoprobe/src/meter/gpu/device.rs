@@ -14,9 +14,9 @@ use super::nvml::{Driver, Handle, Sample, SampleKind, Snapshot};
 use super::owner::PidOwner;
 use super::poller::{Context, LOOK_AT_MOST};
 use super::usage::{Census, Owner, Sampling, Timeline, shares};
-use crate::meter::monotonic_ns;
-use crate::report::{GpuDevice, GpuReadMethod};
-use crate::sample::{Event, GpuWindow};
+use crate::base::monotonic_ns;
+use crate::event::sources::{GpuDevice, GpuReadMethod};
+use crate::event::{Event, GpuWindow};
 
 /// Where a device's energy comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use super::fault::{Fault, OpenError};
 use super::latency::SharedLatencies;
 use super::nvml::{Driver, ProcessKind};
 use super::owner::shows_host_pids;
-use crate::report::GpuDevice;
+use crate::event::sources::GpuDevice;
 
 /// How long the driver may take.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use hdrhistogram::Histogram;
 
-use crate::report::Quantiles;
+use crate::base::own::Quantiles;
 
 /// How long the driver's calls took, by function; nanoseconds.
 #[derive(Debug, Default)]

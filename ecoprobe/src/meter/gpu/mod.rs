@@ -10,7 +10,7 @@
 //! survey the counters are read every 5 ms until they have moved, the survey follows when the samples
 //! reach that far, and the window ends right there.
 //!
-//! [`GpuWindow`]: crate::sample::GpuWindow
+//! [`GpuWindow`]: crate::event::GpuWindow
 
 mod clock;
 mod curve;
@@ -31,13 +31,23 @@ use std::time::{Duration, Instant};
 use self::fault::OpenError;
 use self::latency::SharedLatencies;
 pub use self::owner::{Exit, Owners, PidOwner, Workloads};
-use crate::error::Error;
-use crate::report::{GpuDevice, GpuEnergyKind, GpuEnergySource, Quantiles};
-use crate::sample::Event;
+use crate::base::error::Error;
+use crate::base::own::Quantiles;
+use crate::event::Event;
+use crate::event::sources::{GpuDevice, GpuEnergyKind, GpuEnergySource};
 
 /// How long the driver may take to wake its devices up: without the persistence daemon, seconds.
 const PATIENCE: Duration = Duration::from_secs(5);
 const PATIENCE_IF_REQUIRED: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum GpuEnergyChoice {
+    /// NVML where there is one.
+    #[default]
+    Auto,
+    Nvml,
+    None,
+}
 
 /// What to read, and how often.
 #[derive(Debug, Clone)]

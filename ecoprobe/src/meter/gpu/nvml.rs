@@ -21,7 +21,7 @@ use nvml_wrapper_sys::bindings::*;
 
 use super::fault::{Fault, OpenError, Remedy};
 use super::latency::SharedLatencies;
-use crate::meter::monotonic_ns;
+use crate::base::monotonic_ns;
 
 pub(super) use mig::Snapshot;
 

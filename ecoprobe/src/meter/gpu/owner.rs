@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::sample::SLOT_OTHER;
+use crate::event::SLOT_OTHER;
 use crate::workload::hierarchy::Version;
 
 /// Tells the GPU meter whose a process is. Asked from the poller's thread.

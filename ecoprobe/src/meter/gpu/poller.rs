@@ -10,8 +10,8 @@ use super::latency::SharedLatencies;
 use super::nvml::Driver;
 use super::owner::PidOwner;
 use super::{Found, GpuOptions};
-use crate::meter::monotonic_ns;
-use crate::sample::Event;
+use crate::base::monotonic_ns;
+use crate::event::Event;
 
 /// How often the counters are read while looking for the moment of a refresh.
 pub(super) const CLOSE_LOOK: Duration = Duration::from_millis(5);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::nvml::ProcessSample;
 use super::owner::History;
-use crate::sample::{GpuMethod, GpuUsage};
+use crate::event::{GpuMethod, GpuUsage};
 
 /// The slot of a process, or `None` for one that was gone before anybody could tell.
 pub(super) type Owner = Option<usize>;

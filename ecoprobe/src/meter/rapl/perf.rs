@@ -11,10 +11,12 @@ use perf_event_open_sys::bindings::{PERF_FLAG_FD_CLOEXEC, PERF_FORMAT_GROUP, per
 use perf_event_open_sys::perf_event_open;
 
 use super::{MOST_DRAM_WATTS, MOST_PACKAGE_WATTS, Unavailable, dram_name};
+use crate::base::Component;
+use crate::base::monotonic_ns;
+use crate::event::{Domain, Reading};
 use crate::host::power_pmu::{self, PmuEvent, PowerPmu};
 use crate::host::topology::Topology;
-use crate::meter::{EnergyMeter, monotonic_ns};
-use crate::sample::{Component, Domain, Reading};
+use crate::meter::EnergyMeter;
 
 /// The events that are read; the others overlap with them.
 const EVENTS: [(&str, Component, f64); 2] = [

@@ -7,11 +7,13 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::{MOST_DRAM_WATTS, MOST_PACKAGE_WATTS, Unavailable, dram_name};
+use crate::base::Component;
+use crate::base::monotonic_ns;
+use crate::event::{Domain, Reading};
 use crate::host::powercap::{Zone, ZoneKind, zones};
 use crate::host::read_value;
 use crate::host::topology::{PackageId, Topology};
-use crate::meter::{EnergyMeter, monotonic_ns};
-use crate::sample::{Component, Domain, Reading};
+use crate::meter::EnergyMeter;
 
 /// Reads the package and DRAM zones of a powercap tree.
 #[derive(Debug)]

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::report::*;
-use crate::sample::WorkloadKind;
+use crate::base::own::*;
+use crate::event::WorkloadKind;
+use crate::event::sources::*;
+use crate::view::report::*;
 
 pub(crate) fn books(measured: f64, idle: f64, workloads: f64, other: f64) -> Books {
     Books {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::grid::{BOLD, Cell, Column, DIM, Grid, LOUD, PLAIN, Paint, Row, shorten};
 use crate::output::units;
-use crate::report::{Books, WindowReport};
+use crate::view::report::{Books, WindowReport};
 
 /// Lines of a frame that are not workloads: the title, the headers, "more", other, idle,
 /// unattributed, a rule and the total; and the line that the cursor stands on.

@@ -15,8 +15,9 @@ use self::summary::View;
 use super::progress::Progress;
 use super::target::Document;
 use super::{Output, dumb_terminal};
-use crate::report::{CpuEnergyKind, Report, WindowReport};
-use crate::sample::Header;
+use crate::event::Header;
+use crate::event::sources::CpuEnergyKind;
+use crate::view::report::{Report, WindowReport};
 
 /// Up to here a summary on a screen lists every workload; a file or a pipe gets them all.
 const WORKLOADS_ON_SCREEN: usize = 50;

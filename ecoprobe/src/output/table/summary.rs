@@ -2,13 +2,14 @@
 
 use super::grid::{BOLD, Cell, Column, DIM, Grid, LOUD, PLAIN, Paint, Row};
 use super::live::share;
+use crate::base::own::Own;
+use crate::event::GpuMethod;
+use crate::event::sources::{
+    CpuEnergyKind, GpuEnergyKind, GpuReadMethod, Sources, StaticPowerKind,
+};
 use crate::output::printable;
 use crate::output::units::{self, MISSING, Quantity};
-use crate::report::{
-    Books, CpuEnergyKind, GpuEnergyKind, GpuReadMethod, Own, Report, Sources, StaticPowerKind,
-    WorkloadReport,
-};
-use crate::sample::GpuMethod;
+use crate::view::report::{Books, Report, WorkloadReport};
 
 /// How a report is shown.
 #[derive(Debug)]
@@ -294,7 +295,7 @@ fn static_power(sources: &Sources) -> String {
 }
 
 fn own(own: &Own) -> String {
-    let quantiles = |name: &str, quantiles: &crate::report::Quantiles| {
+    let quantiles = |name: &str, quantiles: &crate::base::own::Quantiles| {
         let p50 = units::microseconds(quantiles.p50?);
         let p99 = quantiles.p99.map(|p99| format!(" (p99 {})", units::microseconds(p99)));
         Some(format!("{name} {p50}{}", p99.unwrap_or_default()))
@@ -317,7 +318,8 @@ fn own(own: &Own) -> String {
 mod tests {
     use super::super::fixtures::{books, report};
     use super::*;
-    use crate::report::*;
+    use crate::event::sources::*;
+    use crate::view::report::*;
 
     fn text(report: &Report, width: Option<usize>, workloads: usize) -> String {
         lines(report, &View { width, workloads, paint: Paint(false) }).join("\n") + "\n"

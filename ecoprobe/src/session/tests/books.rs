@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::sample::{Event, IdlePolicy, Reading, Sample};
+use crate::event::{Event, IdlePolicy, Reading, Sample};
 
 const SECOND: u64 = 1_000_000_000;
 

@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::report::{GpuDevice, GpuReadMethod};
-use crate::sample::{Event, GpuMethod, GpuUsage, GpuWindow, Sample};
+use crate::event::sources::{GpuDevice, GpuReadMethod};
+use crate::event::{Event, GpuMethod, GpuUsage, GpuWindow, Sample};
 
 const MS: u64 = 1_000_000;
 
@@ -272,7 +272,7 @@ proptest! {
     ) {
         let mut settings = watts.map_or_else(Settings::default, static_watts);
         settings.gpu_idle_to_holders = holders;
-        settings.idle = if share { crate::sample::IdlePolicy::Share } else { Default::default() };
+        settings.idle = if share { crate::event::IdlePolicy::Share } else { Default::default() };
         let (first, last) = (*times.first().unwrap(), *times.last().unwrap());
         let inside = |window: &GpuWindow| {
             let (from, to) = (window.from_ns.max(first * MS), window.to_ns.min(last * MS));

@@ -5,14 +5,15 @@ mod sim;
 
 use std::collections::BTreeMap;
 
-use crate::report::{
-    Books, CpuEnergyKind, CpuEnergySource, CpuTimeSource, GpuEnergyKind, GpuEnergySource, Host,
-    Own, Report, Sources, StaticPowerKind, StaticPowerSource,
+use crate::base::Component;
+use crate::base::own::Own;
+use crate::event::sources::{
+    CpuEnergyKind, CpuEnergySource, CpuTimeSource, GpuEnergyKind, GpuEnergySource, Host, Sources,
+    StaticPowerKind, StaticPowerSource,
 };
-use crate::sample::{
-    Component, Domain, Header, RECORDING_SCHEMA, Settings, Workload, WorkloadKind,
-};
+use crate::event::{Domain, Header, RECORDING_SCHEMA, Settings, Workload, WorkloadKind};
 use crate::session::Session;
+use crate::view::report::{Books, Report};
 
 /// The unit of most RAPL counters, joules.
 const UNIT: f64 = 1.0 / 16384.0;
@@ -67,7 +68,7 @@ fn report(session: &Session) -> Report {
 
 /// Every component's books close to 1e-9, and nothing is negative.
 #[track_caller]
-fn assert_closed(node: &crate::report::Node) {
+fn assert_closed(node: &crate::view::report::Node) {
     for books in [&node.cpu, &node.dram, &node.gpu] {
         let Books { measured_j, idle_j, workloads_j, other_j, unattributed_j } = *books;
         let pieces = [idle_j, workloads_j, other_j, unattributed_j];

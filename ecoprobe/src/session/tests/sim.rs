@@ -2,7 +2,7 @@
 //! one is, with counters that refresh, quantise and wrap, and clocks that are late.
 
 use super::UNIT;
-use crate::sample::{Reading, Sample};
+use crate::event::{Reading, Sample};
 
 /// One step of the simulation: 50 µs.
 const STEP_NS: u64 = 50_000;

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::{Device, Instance, Question};
+use crate::base::monotonic_ns;
 use crate::meter::gpu::clock::Clock;
 use crate::meter::gpu::nvml::{Process, ProcessKind};
 use crate::meter::gpu::owner::{History, PidOwner};
 use crate::meter::gpu::poller::Context;
 use crate::meter::gpu::usage::{Census, Owner};
-use crate::meter::monotonic_ns;
 
 impl Device {
     pub(super) fn take_census<O: PidOwner>(&mut self, context: &mut Context<O>) -> Census {

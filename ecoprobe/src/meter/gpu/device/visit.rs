@@ -6,10 +6,10 @@
 //! has delivered its samples.
 
 use super::Device;
+use crate::base::monotonic_ns;
 use crate::meter::gpu::owner::PidOwner;
 use crate::meter::gpu::poller::{CLOSE_LOOK, Context, LOOK_AT_MOST};
 use crate::meter::gpu::usage::Shares;
-use crate::meter::monotonic_ns;
 
 /// How well the time of an edge is to be known, ns.
 pub(super) const SHARP_NS: u64 = CLOSE_LOOK.as_nanos() as u64;

@@ -9,7 +9,7 @@ use aya::maps::MapData;
 use ecoprobe_ebpf::{CgroupEvent, CpuState, INIT, SLOT_IDLE};
 use memmap2::{MmapOptions, MmapRaw};
 
-use crate::meter::monotonic_ns;
+use crate::base::monotonic_ns;
 
 /// How often a CPU is read again because it switched meanwhile. A CPU that switches faster than we can
 /// read has slices shorter than a read, so what the last attempt misses is microseconds, and the next

@@ -4,9 +4,12 @@
 //!
 //! Counters are kept as the integers the hardware gave, so that a recording loses nothing.
 
+pub mod sources;
+
 use serde::{Deserialize, Serialize};
 
-use crate::report::{Host, Sources};
+use self::sources::{Host, Sources};
+use crate::base::{Component, WorkloadId};
 
 /// Version of the recording format; the first line of every recording carries it.
 pub const RECORDING_SCHEMA: &str = "ecoprobe.recording/1";
@@ -77,15 +80,6 @@ pub enum IdlePolicy {
     Share,
 }
 
-/// What a domain belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Component {
-    Cpu,
-    Dram,
-    Gpu,
-}
-
 /// One energy counter of the CPU side.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Domain {
@@ -137,6 +131,27 @@ pub struct Sample {
     pub cpu_ns: Vec<Vec<u64>>,
     /// One for each of `Header::domains`; `None` while a counter cannot be read.
     pub energy: Vec<Option<Reading>>,
+}
+
+/// CPU time at one instant, cumulative, nanoseconds; it never goes back.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CpuTimes {
+    /// By package, in the order of `Header::packages`.
+    pub packages: Vec<PackageTime>,
+    /// Time on CPUs whose package is not known.
+    pub unplaced: PackageTime,
+}
+
+/// CPU time on one package since the probe was attached, nanoseconds.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PackageTime {
+    /// Of the idle tasks.
+    pub idle: u64,
+    /// Of everybody who is no workload.
+    pub other: u64,
+    /// Of the workloads whose time has changed since the sample before, by id. What does not stand
+    /// here is as it was.
+    pub workloads: Vec<(WorkloadId, u64)>,
 }
 
 /// One counter and when it was read.

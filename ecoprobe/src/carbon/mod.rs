@@ -3,7 +3,7 @@
 //! Both figures are for the energy at the building's meter: the joules measured here, times the
 //! building's power usage effectiveness (PUE, ISO/IEC 30134-2), which is at least 1.
 
-use crate::energy::units::Joules;
+use crate::base::units::Joules;
 
 /// Emissions in grams of CO2e: `kWh × PUE × intensity`.
 ///

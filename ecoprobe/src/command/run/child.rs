@@ -15,7 +15,7 @@ use nix::unistd::{Pid, getpgid, getpgrp, tcgetpgrp};
 use tokio::process::Command;
 use tokio::signal::unix::{self, SignalKind};
 
-use crate::error::{EXIT_CANNOT, EXIT_FAILED, EXIT_USAGE};
+use crate::base::error::{EXIT_CANNOT, EXIT_FAILED, EXIT_USAGE};
 use crate::workload::scope::Scope;
 
 /// What is passed on to the command.

@@ -16,13 +16,13 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 
 use super::read::Counters;
-use crate::error::Error;
+use crate::base::error::Error;
+use crate::base::own::ProbeStats;
+use crate::event::SLOT_FIRST;
 use crate::host::btf::{BtfError, KernelLayout};
 use crate::host::priority::Undisturbed;
-use crate::report::ProbeStats;
-use crate::sample::SLOT_FIRST;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../bpf/probe.o");
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/probe.o");
 
 /// How the probe is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,18 +1,19 @@
 //! `ecoprobe run -- COMMAND`: a command in a cgroup of its own.
 
+pub mod child;
+
 use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::child::{self, Child, Signals};
+use self::child::{Child, Signals};
 use super::measure::{Measurement, Wake, runtime};
+use crate::base::error::EXIT_FAILED;
 use crate::cli::RunArgs;
 use crate::collector::Collector;
-use crate::error::EXIT_FAILED;
 use crate::output;
-use crate::workload::Roots;
 use crate::workload::hierarchy::Hierarchies;
 use crate::workload::scope::{Scope, clean_up_stale};
 
@@ -21,7 +22,7 @@ const GRACE: Duration = Duration::from_secs(10);
 
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     output::distinct(args.measure.record.as_deref(), &args.measure.output)?;
-    let roots = Roots::from(&args.measure.roots);
+    let roots = args.measure.roots.host();
     clean_up_stale(&Hierarchies::find(&roots)?);
     let output = output::open_quiet(&args.measure.output)?;
     let scope = Scope::create(&roots)?;

@@ -6,11 +6,11 @@ use super::estimate::EstimateMeter;
 use super::rapl::Unavailable;
 use super::rapl::perf::PerfMeter;
 use super::rapl::powercap::PowercapMeter;
-use crate::cli::{CpuEnergyChoice, Roots};
-use crate::error::Error;
+use crate::base::error::Error;
+use crate::event::sources::{CpuEnergyKind, CpuEnergySource, StaticPowerKind, StaticPowerSource};
+use crate::host::Roots;
 use crate::host::cpu::CpuModel;
 use crate::host::topology::Topology;
-use crate::report::{CpuEnergyKind, CpuEnergySource, StaticPowerKind, StaticPowerSource};
 
 /// The opened source, and what the report says about it.
 #[derive(Debug)]
@@ -22,6 +22,20 @@ pub struct CpuEnergy {
     pub static_power: StaticPowerSource,
     /// What the user should know: a sentence each.
     pub notes: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum CpuEnergyChoice {
+    /// perf, else powercap, else the estimate.
+    #[default]
+    Auto,
+    /// RAPL through the `power` PMU.
+    Perf,
+    /// RAPL through /sys/class/powercap.
+    Powercap,
+    /// From the CPU model's figures and utilisation: not a measurement.
+    Estimate,
+    None,
 }
 
 /// What the decision rests on.

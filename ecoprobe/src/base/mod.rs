@@ -1,0 +1,14 @@
+//! The words themselves: units, ids, components, time, errors. Imports nothing of ours.
+
+pub mod component;
+pub mod error;
+pub mod id;
+pub mod own;
+pub mod time;
+pub mod units;
+
+pub use component::Component;
+pub use error::Error;
+pub use id::{Account, WorkloadId};
+pub use time::monotonic_ns;
+pub use units::{Joules, Seconds, Watts};

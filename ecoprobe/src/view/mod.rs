@@ -1,0 +1,3 @@
+//! What is shown: the report and the windows.
+
+pub mod report;
