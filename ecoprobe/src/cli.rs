@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::event::IdlePolicy;
-use crate::host;
+use crate::event::settings::{IdlePolicy, StaticPower};
 use crate::meter::choose::CpuEnergyChoice;
 use crate::meter::gpu::GpuEnergyChoice;
+use crate::output::Format;
 
 /// Joules per workload: an eBPF CPU-time probe merged with RAPL and NVML energy counters.
 #[derive(Debug, Parser)]
@@ -110,14 +110,6 @@ pub struct Roots {
     pub hostfs: Option<PathBuf>,
 }
 
-impl Roots {
-    /// As everything but the command line knows them.
-    pub fn host(&self) -> host::Roots {
-        let Self { sysfs, procfs, cgroupfs, hostfs } = self.clone();
-        host::Roots { sysfs, procfs, cgroupfs, hostfs }
-    }
-}
-
 /// How readings become joules, grams and money. The defaults of `replay` are the recording's.
 #[derive(Debug, Args)]
 pub struct SettingsArgs {
@@ -175,30 +167,10 @@ pub struct DoctorArgs {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// For people.
-    #[default]
-    Table,
-    /// One document at the end.
-    Json,
-    /// A line a window, and the report as the last line.
-    Jsonl,
-    /// A row per window and workload.
-    Csv,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum DoctorFormat {
     #[default]
     Table,
     Json,
-}
-
-/// `--static-power`: one figure for all packages together, or one a domain.
-#[derive(Debug, Clone, PartialEq)]
-pub enum StaticPower {
-    Total(f64),
-    ByDomain(std::collections::BTreeMap<String, f64>),
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {

@@ -1,96 +1,112 @@
-//! The tick: read every meter, then commit. A tick whose reading failed commits nothing, so the next
-//! one covers its time too and no joule is billed by the wrong CPU time.
+//! The tick: read every counter, then tell. What it tells are events; who listens is not its business.
 
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::PoisonError;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use hdrhistogram::Histogram;
 
-use crate::base::error::Error;
-use crate::base::monotonic_ns;
 use crate::base::own::{Own, Quantiles};
-use crate::cli::MeasureArgs;
-use crate::command::settings::settings;
+use crate::base::{Error, WorkloadId, monotonic_ns};
+use crate::event::settings::{Settings, Wishes};
 use crate::event::sources::{CpuTimeSource, GpuEnergyKind, GpuEnergySource, Host, Sources};
-use crate::event::{Event, Header, RECORDING_SCHEMA, Sample, Settings, Workload};
-use crate::host::Roots;
-use crate::host::{self, topology::Topology};
-use crate::meter::gpu::GpuEnergyChoice;
-use crate::meter::gpu::{GpuMeter, GpuOptions, Owners, Workloads};
+use crate::event::{Event, Header, PackageTime, Sample, Workload};
+use crate::host::topology::Topology;
+use crate::host::{self, Roots};
+use crate::meter::choose::CpuEnergyChoice;
+use crate::meter::gpu::{GpuEnergyChoice, GpuMeter, GpuOptions, Owners, Workloads};
 use crate::meter::{EnergyMeter, open_cpu_energy};
 use crate::probe::{CpuTime, Exits, LoadOptions};
-use crate::recording::{Recorder, RecordingError};
-use crate::session::Session;
-use crate::view::report::Report;
 use crate::workload::hierarchy::Hierarchy;
 
-/// How many ticks in a row a counter may fail before the others go on without it.
+/// After how many readings in a row that failed it is said that a counter cannot be read.
 const PATIENCE: u32 = 3;
-
-/// How an energy counter answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Health {
-    Good,
-    /// For so many ticks: nothing is committed meanwhile.
-    Failing(u32),
-    /// The others go on without it.
-    Lost,
-}
 
 /// How long the GPU driver has for its last readings.
 const GPU_PATIENCE: Duration = Duration::from_secs(3);
 
-/// Slots where nothing else is asked for.
+/// How many workloads can be told apart at a time where nothing else is asked for.
 const USUAL_WORKLOADS: u32 = 4096;
 
-/// Everything that is read, and the session that it is committed to.
+/// What to read, and where.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub roots: Roots,
+    pub cpu_energy: CpuEnergyChoice,
+    pub gpu_energy: GpuEnergyChoice,
+    /// The NVML library to load; `None`: the system's.
+    pub nvml_lib: Option<std::path::PathBuf>,
+    /// Time between readings of each GPU's energy and power, and of who uses it.
+    pub gpu_interval: Duration,
+    pub gpu_process_interval: Duration,
+    pub max_workloads: Option<u32>,
+    pub wishes: Wishes,
+}
+
+/// Whether a tick is the last one of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Last {
+    No,
+    Yes,
+}
+
+/// What happened to cgroups of the followed hierarchy.
+#[derive(Debug, Default)]
+pub struct CgroupChanges {
+    /// Ids, in the order of the events.
+    pub made: Vec<u64>,
+    pub removed: Vec<u64>,
+    /// Some events did not fit into the probe's queue.
+    pub lost: bool,
+}
+
+/// Everything that is read.
 #[derive(Debug)]
 pub struct Collector {
     cpu_time: CpuTime,
-    energy: Option<Box<dyn EnergyMeter>>,
-    /// By domain.
-    health: Vec<Health>,
-    started: bool,
-    session: Session,
+    meters: Vec<Box<dyn EnergyMeter>>,
+    /// Of the energy counters, in the order of the header's domains.
+    names: Vec<String>,
+    /// How often in a row each has failed.
+    failures: Vec<u32>,
     gpu: Option<GpuMeter>,
     /// Who is who, for the GPU meter's thread.
     owners: Workloads,
     nvml_us: Quantiles,
-    /// `None` if nothing is to be recorded, or once it could not be.
-    recorder: Option<Recorder>,
-    recording_failed: bool,
-    /// Buffers of the tick: it allocates nothing.
+    /// Buffers of the tick.
     sample: Sample,
+    rows: Vec<Vec<u64>>,
     problems: Vec<String>,
     gpu_events: Vec<Event>,
+    /// What was found while opening.
+    warnings: Vec<String>,
     collect_ns: Histogram<u64>,
+    longest_interval: Option<Duration>,
     refused_workloads: usize,
     seen_lost_events: u64,
-    /// What standard error should hear, in order.
-    notes: Vec<String>,
 }
 
 impl Collector {
-    /// Opens every meter, attaches the probe and takes the first sample.
+    /// Opens every meter and attaches the probe. Nothing is told before [`Collector::begin`].
     pub fn open(
-        args: &MeasureArgs,
+        options: &Options,
         hierarchy: &Hierarchy,
-        workloads: &[Workload],
-    ) -> anyhow::Result<Self> {
-        let roots = &args.roots.host();
+        most: usize,
+    ) -> anyhow::Result<(Self, Header)> {
+        let roots = &options.roots;
         let cpus = aya::util::nr_cpus().map_err(|(path, error)| {
             anyhow::Error::new(error).context(format!("cannot count the CPUs ({path})"))
         })?;
         let topology = Topology::read(&roots.sysfs, cpus);
-        let energy = open_cpu_energy(args.cpu_energy, roots, &topology)?;
-        let domains = energy.meter.as_ref().map_or(&[][..], |meter| meter.domains()).to_vec();
+        let energy = open_cpu_energy(options.cpu_energy, roots, &topology)?;
+        let meters: Vec<_> = energy.meter.into_iter().collect();
+        let domains: Vec<_> = meters.iter().flat_map(|meter| meter.domains()).cloned().collect();
 
-        let most = args.max_workloads.unwrap_or_else(|| {
-            USUAL_WORKLOADS.max(u32::try_from(workloads.len() * 2).unwrap_or(u32::MAX))
-        });
+        let most = options
+            .max_workloads
+            .unwrap_or_else(|| USUAL_WORKLOADS.max(u32::try_from(most * 2).unwrap_or(u32::MAX)));
         let hierarchy_id = hierarchy.id(Path::new("/proc")).ok_or_else(|| {
             Error::Cannot(format!("/proc/self/cgroup does not mention {hierarchy}"))
         })?;
@@ -101,29 +117,19 @@ impl Collector {
             v1_controller: hierarchy.v1_controller(),
             hierarchy_id,
             max_workloads: most,
-            exits: args.gpu_energy != GpuEnergyChoice::None,
+            exits: options.gpu_energy != GpuEnergyChoice::None,
             hook: None,
         })?;
-
-        // Before the GPU meter takes its first look at who is on a device.
         let owners = Workloads::default();
-        let mut billed = Vec::with_capacity(workloads.len());
-        for workload in workloads {
-            if enrol(&mut cpu_time, &owners, workload)? {
-                billed.push(workload);
-            }
-        }
-
         // After the probe: loading it keeps other threads from opening files for a moment.
-        let gpu = open_gpu(args, hierarchy, &owners, cpu_time.take_exits())?;
+        let gpu = open_gpu(options, hierarchy, &owners, cpu_time.take_exits())?;
         if gpu.meter.is_some() {
             cpu_time.watch_exits()?;
         }
-        let settings = settings(&args.settings, Settings::default(), &domains, &gpu.source)?;
+        let settings = options.wishes.apply(Settings::default(), &domains, &gpu.source)?;
         cpu_time.attach()?;
 
         let header = Header {
-            schema: RECORDING_SCHEMA.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             start: now_to_the_millisecond(),
             host: host(roots, &topology),
@@ -137,115 +143,105 @@ impl Collector {
             domains,
             settings,
         };
-        let mut recorder = args.record.as_deref().map(Recorder::create).transpose()?;
-        if let Some(recorder) = &mut recorder {
-            recorder.write(&Event::Header(Box::new(header.clone())))?;
-        }
-        let mut collector = Self {
-            health: vec![Health::Good; header.domains.len()],
-            started: false,
-            session: Session::new(header),
+        let collector = Self {
+            names: header.domains.iter().map(|domain| domain.name.clone()).collect(),
+            failures: vec![0; header.domains.len()],
             cpu_time,
-            energy: energy.meter,
+            meters,
             gpu: gpu.meter,
             owners,
             nvml_us: Quantiles::default(),
-            recorder,
-            recording_failed: false,
             sample: Sample::default(),
+            rows: Vec::new(),
             problems: Vec::new(),
             gpu_events: Vec::new(),
+            warnings: energy.notes.into_iter().chain(gpu.warnings).collect(),
             // Up to a minute, to three digits.
             collect_ns: Histogram::new_with_max(60_000_000_000, 3)
                 .context("cannot make a histogram")?,
-            refused_workloads: workloads.len() - billed.len(),
+            longest_interval: longest_interval(&header.domains),
+            refused_workloads: 0,
             seen_lost_events: 0,
-            notes: Vec::new(),
         };
-        for note in energy.notes.into_iter().chain(gpu.warnings) {
-            collector.warn(note);
-        }
-        for workload in billed {
-            collector.announce(workload.clone());
-        }
-        collector.tick(Last::No);
-        Ok(collector)
+        Ok((collector, header))
     }
 
-    pub fn session(&self) -> &Session {
-        &self.session
+    /// How far apart readings may be, so that no counter wraps unseen; `None`: as far as you like.
+    pub fn longest_interval(&self) -> Option<Duration> {
+        self.longest_interval
     }
 
-    /// Bills a cgroup from now on. Beyond the capacity its time stays in `other`, and the report
-    /// says so.
-    pub fn add(&mut self, workload: Workload) -> anyhow::Result<()> {
-        if !enrol(&mut self.cpu_time, &self.owners, &workload)? {
+    /// Tells what was found while opening.
+    pub fn begin(&mut self, emit: &mut dyn FnMut(&Event)) {
+        for message in std::mem::take(&mut self.warnings) {
+            emit(&Event::Warning { message });
+        }
+    }
+
+    /// Bills a cgroup to a workload from now on. Beyond the capacity its time stays in `other`, and
+    /// the report says so.
+    pub fn add(&mut self, workload: &Workload, emit: &mut dyn FnMut(&Event)) -> anyhow::Result<()> {
+        let Some(slot) = self.cpu_time.add_workload(workload.cgroup_id)? else {
             self.refused_workloads += 1;
             return Ok(());
-        }
-        self.announce(workload);
+        };
+        let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
+        owners.push((workload.cgroup.clone(), slot));
+        drop(owners);
+        emit(&Event::Workload(workload.clone()));
         Ok(())
     }
 
-    fn announce(&mut self, workload: Workload) {
-        let event = Event::Workload(workload);
-        self.session.apply(&event);
-        self.record(&event);
-    }
-
-    /// Something that the reader of the report should know; also for standard error. Said once,
-    /// however often it is found.
-    pub fn warn(&mut self, message: String) {
-        if self.session.knows_warning(&message) {
-            return;
-        }
-        self.notes.push(message.clone());
-        let event = Event::Warning { message };
-        self.session.apply(&event);
-        self.record(&event);
-    }
-
-    /// What there is to say on standard error since the last call.
-    pub fn notes(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.notes)
-    }
-
-    /// Reads every meter and commits. `false`: a counter failed and nothing was committed; the next
-    /// tick covers this one's time. The last tick waits until the GPUs' counters have moved past
-    /// it, so that its window holds all that is left of their energy.
-    pub fn tick(&mut self, last: Last) -> bool {
+    /// Reads every counter and tells. The last tick waits until the GPUs' counters have moved past it,
+    /// so that its window holds all that is left of their energy.
+    pub fn tick(&mut self, last: Last, ends_window: bool, emit: &mut dyn FnMut(&Event)) {
         let start = monotonic_ns();
         self.read();
-        let read = monotonic_ns();
+        self.sample.ends_window = ends_window;
         match (&self.gpu, last) {
-            (Some(_), Last::Yes) => self.finish_gpu(),
+            (Some(_), Last::Yes) => {}
             // What the GPU meter's thread has published; the driver itself is never waited for.
             (Some(gpu), Last::No) => gpu.drain(&mut self.gpu_events),
             (None, _) => {}
         }
-        let waited = if last == Last::Yes { monotonic_ns().saturating_sub(read) } else { 0 };
-        // Before the sample: its window is to hold all that is known by now.
-        for event in &self.gpu_events {
-            self.session.apply(event);
-        }
-        let mut news = Vec::new();
-        let commit = self.judge(last, &mut news);
-        if commit {
-            self.session.sample(&self.sample);
-            self.started = true;
-        }
-        self.collect_ns.saturating_record(monotonic_ns().saturating_sub(start + waited));
+        self.collect_ns.saturating_record(monotonic_ns().saturating_sub(start));
 
         // From here on nothing is part of the tick any more.
-        self.record_gpu_events();
-        news.extend(self.cpu_time.warnings());
-        for message in news {
-            self.warn(message);
+        if last == Last::Yes {
+            self.finish_gpu();
         }
-        if commit && self.recorder.is_some() {
-            self.record(&Event::Sample(self.sample.clone()));
+        // Before the sample: its window is to hold all that is known by now.
+        for event in self.gpu_events.drain(..) {
+            emit(&event);
         }
-        commit
+        let sample = Event::Sample(std::mem::take(&mut self.sample));
+        emit(&sample);
+        if let Event::Sample(sample) = sample {
+            self.sample = sample;
+        }
+        for message in self.judge(last) {
+            emit(&Event::Warning { message });
+        }
+        for message in self.cpu_time.warnings() {
+            emit(&Event::Warning { message });
+        }
+    }
+
+    fn read(&mut self) {
+        let sample = &mut self.sample;
+        self.problems.clear();
+        sample.mono_ns = self.cpu_time.read(&mut self.rows);
+        sample.cpu.packages.resize_with(self.rows.len(), PackageTime::default);
+        for (row, time) in self.rows.iter().zip(&mut sample.cpu.packages) {
+            time.other = row[0];
+            time.idle = row[1];
+            time.workloads.clear();
+            let workloads = row[2..].iter().zip(1..).filter(|(ns, _)| **ns > 0);
+            time.workloads.extend(workloads.map(|(ns, id)| (WorkloadId(id), *ns)));
+        }
+        for meter in &mut self.meters {
+            meter.read(sample.mono_ns, &self.rows, &mut sample.energy, &mut self.problems);
+        }
     }
 
     /// Ends the GPU meter; what it had left to say lands in `gpu_events`.
@@ -257,64 +253,35 @@ impl Collector {
         }
     }
 
-    /// The session has seen them already.
-    fn record_gpu_events(&mut self) {
-        let mut events = std::mem::take(&mut self.gpu_events);
-        for event in events.drain(..) {
-            if let Event::Warning { message } = &event {
-                self.notes.push(message.clone());
-            }
-            self.record(&event);
-        }
-        self.gpu_events = events;
-    }
-
-    fn read(&mut self) {
-        let sample = &mut self.sample;
-        self.problems.clear();
-        sample.mono_ns = self.cpu_time.read(&mut sample.cpu_ns);
-        if let Some(meter) = &mut self.energy {
-            meter.read(sample.mono_ns, &sample.cpu_ns, &mut sample.energy, &mut self.problems);
-        }
-    }
-
-    /// Whether the sample may be committed: every counter answered, or has been given up. A counter
-    /// is given up when it has failed too often, and when there is nothing to wait for.
-    fn judge(&mut self, last: Last, news: &mut Vec<String>) -> bool {
-        let waiting = self.started && last == Last::No;
-        let mut commit = true;
-        for (index, health) in self.health.iter_mut().enumerate() {
-            let name = &self.session.header().domains[index].name;
+    /// What there is to say about counters that cannot be read, or can again.
+    fn judge(&mut self, last: Last) -> Vec<String> {
+        let mut news = Vec::new();
+        for (index, failures) in self.failures.iter_mut().enumerate() {
+            let name = &self.names[index];
             if self.sample.energy.get(index).is_some_and(Option::is_some) {
-                if *health == Health::Lost {
+                if *failures >= PATIENCE {
                     news.push(format!("{name}: the energy counter can be read again"));
                 }
-                *health = Health::Good;
+                *failures = 0;
                 continue;
             }
-            let failures = match *health {
-                Health::Good => 1,
-                Health::Failing(failures) => failures + 1,
-                Health::Lost => continue,
-            };
-            if waiting && failures <= PATIENCE {
-                *health = Health::Failing(failures);
-                commit = false;
-            } else {
-                *health = Health::Lost;
-                let why = self.problems.iter().find(|problem| problem.contains(name.as_str()));
-                let why = why.or(self.problems.first()).map_or("no reason given", String::as_str);
-                news.push(format!(
-                    "{name}: the energy counter cannot be read: {why}; what was counted before \
-                     stays in the report, what it counts from here on is missing"
-                ));
+            let before = *failures;
+            *failures = failures.saturating_add(1);
+            if before >= PATIENCE || (*failures < PATIENCE && last == Last::No) {
+                continue;
             }
+            *failures = (*failures).max(PATIENCE);
+            let why = self.problems.iter().find(|problem| problem.contains(name.as_str()));
+            let why = why.or(self.problems.first()).map_or("no reason given", String::as_str);
+            news.push(format!(
+                "{name}: the energy counter cannot be read: {why}; what was counted before stays in \
+                 the report, what it counts from here on is missing"
+            ));
         }
-        commit
+        news
     }
 
-    /// Cgroups of the followed hierarchy since the last call: the ids made, the ids removed, and
-    /// whether some events were lost.
+    /// Cgroups of the followed hierarchy since the last call.
     pub fn cgroup_events(&mut self) -> CgroupChanges {
         let mut changes = CgroupChanges::default();
         self.cpu_time.cgroup_events(|event| {
@@ -332,34 +299,20 @@ impl Collector {
         self.cpu_time.cgroup_events_fd().context("cannot wait for the probe's events")
     }
 
-    /// The report of everything up to the last tick, and the end of the recording.
-    pub fn finish(&mut self) -> Report {
+    /// Tells what is left to tell, and what all of it has cost.
+    pub fn finish(&mut self, emit: &mut dyn FnMut(&Event)) -> Own {
         // Unless the last tick has been there.
         self.finish_gpu();
-        for event in &self.gpu_events {
-            self.session.apply(event);
+        for event in self.gpu_events.drain(..) {
+            emit(&event);
         }
-        self.record_gpu_events();
         if self.refused_workloads > 0 {
-            self.warn(format!(
+            let message = format!(
                 "{} workloads found no room and are part of `other`; raise --max-workloads",
                 self.refused_workloads
-            ));
+            );
+            emit(&Event::Warning { message });
         }
-        if let Some(recorder) = self.recorder.take()
-            && let Err(error) = recorder.finish()
-        {
-            self.give_up_recording(error);
-        }
-        self.session.report(self.own())
-    }
-
-    /// Whether a recording that was asked for is not, or not all, there.
-    pub fn recording_failed(&self) -> bool {
-        self.recording_failed
-    }
-
-    fn own(&self) -> Own {
         Own {
             collect_us: quantiles_us(&self.collect_ns),
             nvml_us: self.nvml_us,
@@ -367,30 +320,6 @@ impl Collector {
             ..host::own::so_far()
         }
     }
-
-    fn record(&mut self, event: &Event) {
-        if let Some(recorder) = &mut self.recorder
-            && let Err(error) = recorder.write(event)
-        {
-            self.give_up_recording(error);
-        }
-    }
-
-    /// Without it the run goes on: what is being measured cannot be measured again.
-    fn give_up_recording(&mut self, error: RecordingError) {
-        self.recorder = None;
-        self.recording_failed = true;
-        let error = anyhow::Error::from(error);
-        self.warn(format!("{error:#}; the run goes on without it"));
-    }
-}
-
-/// Has every meter bill a cgroup from now on; `false`: there is no room for it.
-fn enrol(cpu_time: &mut CpuTime, owners: &Workloads, workload: &Workload) -> Result<bool, Error> {
-    let Some(slot) = cpu_time.add_workload(workload.cgroup_id)? else { return Ok(false) };
-    let mut owners = owners.write().unwrap_or_else(PoisonError::into_inner);
-    owners.push((workload.cgroup.clone(), slot));
-    Ok(true)
 }
 
 /// The GPU meter, if there is one to be had.
@@ -401,26 +330,26 @@ struct OpenedGpu {
 }
 
 fn open_gpu(
-    args: &MeasureArgs,
+    options: &Options,
     hierarchy: &Hierarchy,
     owners: &Workloads,
     exits: Option<Exits>,
 ) -> Result<OpenedGpu, Error> {
-    if args.gpu_energy == GpuEnergyChoice::None {
+    if options.gpu_energy == GpuEnergyChoice::None {
         let source = GpuEnergySource::default();
         return Ok(OpenedGpu { meter: None, source, warnings: Vec::new() });
     }
-    let options = GpuOptions {
-        required: args.gpu_energy == GpuEnergyChoice::Nvml,
-        library: args.nvml_lib.clone(),
-        procfs: args.roots.procfs.clone(),
-        interval: args.gpu_interval,
-        process_interval: args.gpu_process_interval,
+    let wanted = GpuOptions {
+        required: options.gpu_energy == GpuEnergyChoice::Nvml,
+        library: options.nvml_lib.clone(),
+        procfs: options.roots.procfs.clone(),
+        interval: options.gpu_interval,
+        process_interval: options.gpu_process_interval,
     };
     let exited = move |pid| exits.as_ref()?.find(pid);
-    let (procfs, version) = (&args.roots.procfs, hierarchy.version.clone());
+    let (procfs, version) = (&options.roots.procfs, hierarchy.version.clone());
     let owner = Owners::new(procfs, version, owners.clone(), exited);
-    let (meter, source, warnings) = GpuMeter::start(options, owner)?;
+    let (meter, source, warnings) = GpuMeter::start(wanted, owner)?;
     let meter = (source.kind != GpuEnergyKind::None).then_some(meter);
     Ok(OpenedGpu { meter, source, warnings })
 }
@@ -431,28 +360,13 @@ fn now_to_the_millisecond() -> String {
     now.round(jiff::Unit::Millisecond).unwrap_or(now).to_string()
 }
 
-/// Whether a tick is the last one of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Last {
-    No,
-    Yes,
-}
-
-/// What happened to cgroups.
-#[derive(Debug, Default)]
-pub struct CgroupChanges {
-    pub made: Vec<u64>,
-    pub removed: Vec<u64>,
-    pub lost: bool,
-}
-
 fn quantiles_us(ns: &Histogram<u64>) -> Quantiles {
     let at = |quantile| (!ns.is_empty()).then(|| ns.value_at_quantile(quantile) as f64 / 1e3);
     Quantiles { p50: at(0.5), p99: at(0.99), max: at(1.0) }
 }
 
 /// The BTF of the running kernel is the same under every sysfs; a partial tree may lack it.
-fn btf_path(roots: &Roots) -> PathBuf {
+fn btf_path(roots: &Roots) -> std::path::PathBuf {
     let given = host::kernel::btf_path(&roots.sysfs);
     if given.exists() { given } else { host::kernel::btf_path(Path::new("/sys")) }
 }
@@ -468,4 +382,14 @@ fn host(roots: &Roots, topology: &Topology) -> Host {
         cpus: online.and_then(|count| usize::try_from(count).ok()).unwrap_or(0),
         packages: topology.packages.len(),
     }
+}
+
+/// A third of the time in which the fastest counter can wrap.
+fn longest_interval(domains: &[crate::event::Domain]) -> Option<Duration> {
+    let wraps = domains.iter().filter_map(|domain| {
+        let joules = domain.range? as f64 * domain.joules_per_count;
+        Some(joules / domain.max_watts).filter(|seconds| seconds.is_finite() && *seconds > 0.0)
+    });
+    let shortest = wraps.reduce(f64::min)?;
+    Duration::try_from_secs_f64(shortest / 3.0).ok()
 }

@@ -1,25 +1,18 @@
-//! What was read, before anybody interprets it: the events that flow from the collector to the
-//! session, and the lines of a recording. A live run and a replay feed the session the same events,
-//! which is why they give the same report.
+//! What can be told: the events that the collector emits and that a recording holds. A live run and a
+//! replay hand the same events to the same consumers, which is why they give the same report.
 //!
 //! Counters are kept as the integers the hardware gave, so that a recording loses nothing.
 
+pub mod settings;
 pub mod sources;
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use self::settings::Settings;
 use self::sources::{Host, Sources};
-use crate::base::{Component, WorkloadId};
-
-/// Version of the recording format; the first line of every recording carries it.
-pub const RECORDING_SCHEMA: &str = "ecoprobe.recording/1";
-
-/// Where CPU time goes that belongs to no selected workload: other cgroups, kernel threads.
-pub const SLOT_OTHER: usize = ecoprobe_ebpf::SLOT_OTHER as usize;
-/// Where the time of an idle CPU goes.
-pub const SLOT_IDLE: usize = ecoprobe_ebpf::SLOT_IDLE as usize;
-/// The slot of the first workload; workload `i` has slot `SLOT_FIRST + i`.
-pub const SLOT_FIRST: usize = ecoprobe_ebpf::SLOT_FIRST as usize;
+use crate::base::{Component, User, WorkloadId};
 
 /// One line of a recording, in the order things happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,8 +20,10 @@ pub const SLOT_FIRST: usize = ecoprobe_ebpf::SLOT_FIRST as usize;
 pub enum Event {
     /// Always first, once.
     Header(Box<Header>),
-    /// A workload was found. Its slot is `SLOT_FIRST` plus the number of workloads before it.
+    /// A workload began; or, if its id is known already, its cgroup or its name is another now.
     Workload(Workload),
+    /// Nothing more will come for this workload.
+    Ended { id: WorkloadId },
     /// Every counter, read at one instant.
     Sample(Sample),
     /// What one GPU drew between two readings of the driver, and who used it.
@@ -40,44 +35,17 @@ pub enum Event {
 /// What does not change during a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Header {
-    pub schema: String,
     /// Version of ecoprobe that wrote it.
     pub version: String,
     /// Wall-clock time of the first sample, RFC 3339. Everything else is monotonic.
     pub start: String,
     pub host: Host,
     pub sources: Sources,
-    /// Names of the packages ("package-0"), in the order of `Sample::cpu_ns`.
+    /// Names of the packages ("package-0"), in the order of `CpuTimes::packages`.
     pub packages: Vec<String>,
     /// The energy counters, in the order of `Sample::energy`.
     pub domains: Vec<Domain>,
     pub settings: Settings,
-}
-
-/// How the readings are to be interpreted; `replay` may override each.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Settings {
-    /// Watts with nothing running, by domain name, where the user knows them.
-    pub static_watts: std::collections::BTreeMap<String, f64>,
-    pub idle: IdlePolicy,
-    /// Idle energy of a GPU goes to whoever holds memory on it.
-    pub gpu_idle_to_holders: bool,
-    /// Grams of CO2e per kWh.
-    pub carbon_intensity: Option<f64>,
-    /// Power usage effectiveness: watts at the meter of the building per watt here; at least 1.
-    pub pue: Option<f64>,
-    /// Money per kWh, in whatever currency the user thinks in.
-    pub price: Option<f64>,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum IdlePolicy {
-    /// Idle energy is a line of its own.
-    #[default]
-    Separate,
-    /// Idle energy is shared out by CPU time.
-    Share,
 }
 
 /// One energy counter of the CPU side.
@@ -99,14 +67,15 @@ pub struct Domain {
 /// A cgroup subtree that energy is billed to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Workload {
+    pub id: WorkloadId,
     /// What the user called it, or the match of the user's glob.
     pub name: String,
     /// Path from the hierarchy's root, with a leading slash.
     pub cgroup: String,
     pub cgroup_id: u64,
     pub kind: WorkloadKind,
-    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
-    pub labels: std::collections::BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,6 +88,8 @@ pub enum WorkloadKind {
     Systemd,
     /// The command of `ecoprobe run`.
     Run,
+    /// Many that ended long ago, together.
+    Ended,
 }
 
 /// Every counter at one instant, cumulative.
@@ -126,11 +97,40 @@ pub enum WorkloadKind {
 pub struct Sample {
     /// CLOCK_MONOTONIC when CPU time was read, nanoseconds.
     pub mono_ns: u64,
-    /// CPU time in nanoseconds since the probe was loaded: a row a package, a column a slot.
-    /// A row may be shorter than the number of slots: what is absent is 0 so far.
-    pub cpu_ns: Vec<Vec<u64>>,
+    /// A window of the run ends here. Counters are read as often as they need, so a window may hold
+    /// many samples.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub ends_window: bool,
+    pub cpu: CpuTimes,
     /// One for each of `Header::domains`; `None` while a counter cannot be read.
     pub energy: Vec<Option<Reading>>,
+}
+
+impl Sample {
+    /// Makes this sample and a later one a single one. Counters are cumulative, so all that is lost is
+    /// what they showed in between.
+    pub fn absorb(&mut self, later: &Self) {
+        self.mono_ns = later.mono_ns;
+        self.ends_window |= later.ends_window;
+        let packages = later.cpu.packages.len().max(self.cpu.packages.len());
+        self.cpu.packages.resize_with(packages, PackageTime::default);
+        for (time, later) in self.cpu.packages.iter_mut().zip(&later.cpu.packages) {
+            time.absorb(later);
+        }
+        self.cpu.unplaced.absorb(&later.cpu.unplaced);
+        self.energy.resize(self.energy.len().max(later.energy.len()), None);
+        for (reading, later) in self.energy.iter_mut().zip(&later.energy) {
+            *reading = later.or(*reading);
+        }
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 /// CPU time at one instant, cumulative, nanoseconds; it never goes back.
@@ -139,6 +139,7 @@ pub struct CpuTimes {
     /// By package, in the order of `Header::packages`.
     pub packages: Vec<PackageTime>,
     /// Time on CPUs whose package is not known.
+    #[serde(default, skip_serializing_if = "PackageTime::is_empty")]
     pub unplaced: PackageTime,
 }
 
@@ -152,6 +153,20 @@ pub struct PackageTime {
     /// Of the workloads whose time has changed since the sample before, by id. What does not stand
     /// here is as it was.
     pub workloads: Vec<(WorkloadId, u64)>,
+}
+
+impl PackageTime {
+    fn absorb(&mut self, later: &Self) {
+        self.idle = later.idle;
+        self.other = later.other;
+        let mut times: BTreeMap<_, _> = self.workloads.drain(..).collect();
+        times.extend(later.workloads.iter().copied());
+        self.workloads.extend(times);
+    }
+
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// One counter and when it was read.
@@ -175,8 +190,7 @@ pub struct GpuWindow {
     pub busy: Option<f64>,
     /// How `usage` was found.
     pub method: GpuMethod,
-    /// Who used it, by slot (`SLOT_OTHER` for processes of no workload). Weights are relative:
-    /// SM-seconds, bytes held or the like. Empty: nobody.
+    /// Who used it. Weights are relative: SM-seconds, bytes held or the like. Empty: nobody.
     pub usage: Vec<GpuUsage>,
     /// Usage could not be had (permission, pid namespace): energy has nobody to bill.
     #[serde(default)]
@@ -196,7 +210,8 @@ pub struct GpuWindow {
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct GpuUsage {
-    pub slot: usize,
+    #[serde(rename = "workload")]
+    pub user: User,
     /// Relative share of the dynamic energy.
     pub weight: f64,
     /// Time that this workload kept the device busy, seconds; `None` if unknown.
@@ -217,3 +232,8 @@ pub enum GpuMethod {
     /// By slice size and utilisation of MIG instances: a model.
     Mig,
 }
+
+// Until the probe and the meters know workloads by id.
+pub const SLOT_OTHER: usize = ecoprobe_ebpf::SLOT_OTHER as usize;
+pub const SLOT_IDLE: usize = ecoprobe_ebpf::SLOT_IDLE as usize;
+pub const SLOT_FIRST: usize = ecoprobe_ebpf::SLOT_FIRST as usize;

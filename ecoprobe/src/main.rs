@@ -1,29 +1,23 @@
-//! Parse, run, exit code.
+//! Parse, configure, run, exit code.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use ecoprobe::base::error;
-use ecoprobe::cli::{Cli, Command};
-use ecoprobe::{command, output};
+use ecoprobe::cli::Cli;
+use ecoprobe::config::Config;
+use ecoprobe::{command, host, output};
 
 fn main() -> ExitCode {
     // SIGPIPE stays ignored, as the Rust runtime leaves it: a reader that goes away is an error that
     // unwinds like any other, past what has to be cleaned up. Children get the default back from
     // `std::process::Command`.
-    run(&Cli::parse()).unwrap_or_else(|error| {
+    let elevated = host::is_elevated();
+    let config = Config::new(Cli::parse(), elevated).map_err(Into::into);
+    config.and_then(|config| command::execute(&config)).unwrap_or_else(|error| {
         if !output::is_closed_pipe(&error) {
             output::note(&format!("{error:#}"));
         }
         error::exit_code(&error)
     })
-}
-
-fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
-    match &cli.command {
-        None => command::watch::watch(&cli.watch),
-        Some(Command::Run(args)) => command::run::run(args),
-        Some(Command::Replay(args)) => command::replay::replay(args),
-        Some(Command::Doctor(args)) => command::doctor::doctor(args),
-    }
 }

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 #[serde(transparent)]
 pub struct WorkloadId(pub u64);
 
-/// Who used a domain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Who used a domain. Written as the workload's id, or `null` for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(from = "Option<WorkloadId>", into = "Option<WorkloadId>")]
 pub enum User {
     Workload(WorkloadId),
     /// Cgroups that were not asked for, and the kernel's own threads.
@@ -32,6 +33,21 @@ impl From<User> for Account {
         match user {
             User::Workload(id) => Self::Workload(id),
             User::Other => Self::Other,
+        }
+    }
+}
+
+impl From<Option<WorkloadId>> for User {
+    fn from(id: Option<WorkloadId>) -> Self {
+        id.map_or(Self::Other, Self::Workload)
+    }
+}
+
+impl From<User> for Option<WorkloadId> {
+    fn from(user: User) -> Self {
+        match user {
+            User::Workload(id) => Some(id),
+            User::Other => None,
         }
     }
 }

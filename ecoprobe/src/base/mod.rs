@@ -9,6 +9,6 @@ pub mod units;
 
 pub use component::Component;
 pub use error::Error;
-pub use id::{Account, WorkloadId};
+pub use id::{Account, User, WorkloadId};
 pub use time::monotonic_ns;
 pub use units::{Joules, Seconds, Watts};

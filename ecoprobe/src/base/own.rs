@@ -10,6 +10,8 @@ pub struct Own {
     pub collect_us: Quantiles,
     pub nvml_us: Quantiles,
     pub probe: ProbeStats,
+    /// Windows that were not written, because the output was not read fast enough.
+    pub windows_lost: u64,
 }
 
 /// Microseconds; `null` before the first measurement.

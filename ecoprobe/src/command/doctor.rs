@@ -9,7 +9,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::base::error::EXIT_CANNOT;
-use crate::cli::{DoctorArgs, DoctorFormat};
+use crate::config::Doctor;
 use crate::event::sources::CpuEnergyKind;
 
 pub const DOCTOR_SCHEMA: &str = "ecoprobe.doctor/1";
@@ -85,11 +85,12 @@ impl Abilities {
 /// # Errors
 ///
 /// Only if the result cannot be written: whatever is missing is a finding.
-pub fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
-    let diagnosis = diagnose(args);
-    let text = match args.format {
-        DoctorFormat::Json => serde_json::to_string_pretty(&diagnosis)? + "\n",
-        DoctorFormat::Table => table(&diagnosis),
+pub fn doctor(config: &Doctor) -> anyhow::Result<ExitCode> {
+    let diagnosis = diagnose(config);
+    let text = if config.json {
+        serde_json::to_string_pretty(&diagnosis)? + "\n"
+    } else {
+        table(&diagnosis)
     };
     let mut stdout = io::stdout().lock();
     stdout
@@ -100,8 +101,8 @@ pub fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Looks at everything.
-pub fn diagnose(args: &DoctorArgs) -> Diagnosis {
-    let (groups, can) = checks::run(args);
+pub fn diagnose(config: &Doctor) -> Diagnosis {
+    let (groups, can) = checks::run(config);
     Diagnosis { schema: DOCTOR_SCHEMA, groups, can, summary: can.summary() }
 }
 

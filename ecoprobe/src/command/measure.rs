@@ -1,7 +1,6 @@
-//! The loop that `watch` and `run` share: tick, show, and notice when it is over.
+//! The loop that `watch` and `run` share: tick, tell, and notice when it is over.
 
 use std::collections::HashMap;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -14,22 +13,22 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::run::child::Signals;
-use crate::cli::MeasureArgs;
 use crate::collector::{CgroupChanges, Collector, Last};
-use crate::event::Workload;
+use crate::config::Measure;
+use crate::event::{Event, Header, Workload};
 use crate::host::priority::Undisturbed;
+use crate::output::writer::Pace;
 use crate::output::{self, Output};
+use crate::pipeline::{Consumers, Pipeline};
+use crate::recording::Recorder;
 use crate::workload::hierarchy::Hierarchy;
 
-/// One run: what is read, where it is shown, and how often.
+/// One run: what is read, what becomes of it, and how often.
 pub(super) struct Measurement {
     collector: Collector,
-    output: Box<dyn Output>,
-    /// Why the output takes no more.
-    failure: Option<Failure>,
-    /// The table lists warnings itself.
-    notes_in_report: bool,
+    pipeline: Pipeline,
     ticker: tokio::time::Interval,
+    rhythm: Rhythm,
     deadline: Option<Instant>,
     signals: Signals,
     cgroup_events: AsyncFd<OwnedFd>,
@@ -38,50 +37,97 @@ pub(super) struct Measurement {
     undisturbed: Option<Undisturbed>,
 }
 
+/// Counters are read as often as they need; windows end as often as was asked for.
+#[derive(Debug)]
+struct Rhythm {
+    start: Instant,
+    period: Duration,
+    /// Ticks in a window.
+    ticks: u32,
+    windows: u128,
+}
+
+impl Rhythm {
+    fn new(start: Instant, interval: Duration, longest: Option<Duration>) -> Self {
+        let needed = longest
+            .map_or(1.0, |longest| interval.as_secs_f64() / longest.as_secs_f64().max(0.001));
+        // A million readings in a window are more than any counter asks for.
+        let ticks = needed.ceil().clamp(1.0, 1e6) as u32;
+        Self { start, period: interval / ticks, ticks, windows: 0 }
+    }
+
+    /// Whether a window ends with the tick that was due at `due`.
+    fn ends_window(&mut self, due: Instant) -> bool {
+        let window = self.period * self.ticks;
+        // Half a period of tolerance: the division of the interval rounds.
+        let passed = due.saturating_duration_since(self.start) + self.period / 2;
+        let windows = passed.as_nanos() / window.as_nanos().max(1);
+        std::mem::replace(&mut self.windows, windows) < windows
+    }
+}
+
 /// Why the loop woke up.
 pub(super) enum Wake {
-    Tick,
+    /// With the time at which it was due.
+    Tick(Instant),
     Deadline,
     Signal(Signal),
     Cgroups(CgroupChanges),
 }
 
 impl Measurement {
-    /// Must be called inside of a tokio runtime. `signals` must have been there before whatever is
-    /// measured was started.
+    /// Takes the first sample. Must be called inside of a tokio runtime. `signals` must have been there
+    /// before whatever is measured was started.
     pub(super) fn start(
-        args: &MeasureArgs,
-        collector: Collector,
-        mut output: Box<dyn Output>,
+        config: &Measure,
+        (mut collector, header): (Collector, Header),
+        workloads: &[Workload],
+        output: Box<dyn Output>,
         signals: Signals,
     ) -> anyhow::Result<Self> {
-        output.begin(collector.session().header())?;
+        let longest = collector.longest_interval();
+        let consumers = Consumers {
+            recorder: config.record.as_deref().map(Recorder::create).transpose()?,
+            output,
+            notes_in_report: output::shows_notes(&config.output),
+            pace: Pace::Live,
+        };
+        let mut pipeline = Pipeline::open(header, consumers, workloads.len())?;
+        let emit = &mut |event: &Event| pipeline.event(event);
+        collector.begin(emit);
+        for workload in workloads {
+            collector.add(workload, emit)?;
+        }
+        collector.tick(Last::No, true, emit);
+
         let now = Instant::now();
-        let mut ticker = interval_at(now + args.interval, args.interval);
+        let rhythm = Rhythm::new(now, config.interval, longest);
+        let mut ticker = interval_at(now + rhythm.period, rhythm.period);
         // After a pause the windows go on where they would have been; the late one is longer.
         ticker.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let notes_in_report = output::shows_notes(&args.output);
         let events = collector.cgroup_events_fd()?;
         // SAFETY: an `OwnedFd` stays open, and the same, until it is dropped.
         let cgroup_events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) }
             .context("cannot wait for the probe's events")?;
-        let mut run = Self {
+        Ok(Self {
             collector,
-            output,
-            failure: None,
-            notes_in_report,
+            pipeline,
             ticker,
-            deadline: args.duration.map(|duration| now + duration),
+            rhythm,
+            deadline: config.duration.map(|duration| now + duration),
             signals,
             cgroup_events,
             undisturbed: None,
-        };
-        run.show_notes();
-        Ok(run)
+        })
     }
 
-    pub(super) fn collector(&mut self) -> &mut Collector {
-        &mut self.collector
+    pub(super) fn add(&mut self, workload: &Workload) -> anyhow::Result<()> {
+        let Self { collector, pipeline, .. } = self;
+        collector.add(workload, &mut |event| pipeline.event(event))
+    }
+
+    pub(super) fn warn(&mut self, message: String) {
+        self.pipeline.warn(message);
     }
 
     /// Waits for the next thing to happen.
@@ -95,94 +141,56 @@ impl Measurement {
             biased;
             signal = self.signals.next() => Wake::Signal(signal),
             () = tokio::time::sleep_until(deadline), if has_deadline => Wake::Deadline,
-            _ = self.ticker.tick() => Wake::Tick,
+            due = self.ticker.tick() => Wake::Tick(due),
             ready = self.cgroup_events.readable() => {
                 ready.context("cannot wait for the probe's events")?.clear_ready();
                 Wake::Cgroups(self.collector.cgroup_events())
             }
         };
-        if !matches!(wake, Wake::Tick | Wake::Deadline) {
+        if !matches!(wake, Wake::Tick(_) | Wake::Deadline) {
             self.undisturbed = None;
         }
         Ok(wake)
     }
 
-    /// A sample, and its window on the output.
-    pub(super) fn tick(&mut self) {
-        self.tick_and_show(Last::No);
+    /// A sample, and perhaps the end of a window.
+    pub(super) fn tick(&mut self, due: Instant) {
+        let ends_window = self.rhythm.ends_window(due);
+        self.take_sample(Last::No, ends_window);
     }
 
     /// The last sample, and its window.
     pub(super) fn last_tick(&mut self) {
-        self.tick_and_show(Last::Yes);
+        self.take_sample(Last::Yes, true);
+        self.undisturbed = None;
     }
 
-    fn tick_and_show(&mut self, last: Last) {
-        let committed = self.collector.tick(last);
-        if last == Last::Yes {
-            self.undisturbed = None;
-        }
-        self.show_notes();
-        if committed && self.output.shows_windows() {
-            self.undisturbed = None;
-            if let Some(window) = self.collector.session().window() {
-                self.deliver(|output| output.window(&window));
+    fn take_sample(&mut self, last: Last, ends_window: bool) {
+        let Self { collector, pipeline, undisturbed, .. } = self;
+        collector.tick(last, ends_window, &mut |event| {
+            // What is made of it is not part of the tick any more.
+            if pipeline.has_work(event) {
+                *undisturbed = None;
             }
-        }
+            pipeline.event(event);
+        });
     }
 
     /// Whether the output takes no more: there is nothing left to go on for but the measuring.
     pub(super) fn output_failed(&self) -> bool {
-        self.failure.is_some()
+        self.pipeline.output_failed()
     }
 
     /// The report of everything up to the last tick. `false` if what was asked for could not all be
-    /// written; standard error has heard why, and the report where it would be lost otherwise.
-    pub(super) fn finish(mut self, more_warnings: Vec<String>) -> bool {
+    /// written; standard error has heard why, and where the report is.
+    pub(super) fn finish(self, more_warnings: Vec<String>) -> bool {
+        let Self { mut collector, mut pipeline, .. } = self;
         for warning in more_warnings {
-            self.collector.warn(warning);
+            pipeline.warn(warning);
         }
-        let report = self.collector.finish();
-        self.show_notes();
-        self.deliver(|output| output.finish(&report));
-        if self.failure == Some(Failure::Said) {
-            output::rescue(&report);
-        }
-        self.failure.is_none() && !self.collector.recording_failed()
+        let own = collector.finish(&mut |event| pipeline.event(event));
+        pipeline.finish(own)
     }
-
-    fn show_notes(&mut self) {
-        let notes = self.collector.notes();
-        if !self.notes_in_report && !notes.is_empty() {
-            self.undisturbed = None;
-            self.deliver(|output| notes.iter().try_for_each(|note| output.note(note)));
-        }
-    }
-
-    /// Hands something to the output, up to the first failure. That does not end the run by itself:
-    /// what goes on here cannot be measured again, and `run` has a command to wait for.
-    fn deliver(&mut self, write: impl FnOnce(&mut dyn Output) -> io::Result<()>) {
-        if self.failure.is_none()
-            && let Err(error) = write(self.output.as_mut())
-        {
-            let error = anyhow::Error::from(error);
-            self.failure = Some(if output::is_closed_pipe(&error) {
-                Failure::NobodyReads
-            } else {
-                output::note(&format!("{error:#}; try elsewhere with --output"));
-                Failure::Said
-            });
-        }
-    }
-}
-
-/// How the output came to take no more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Failure {
-    /// Its reader went away, and wants to hear nothing more.
-    NobodyReads,
-    /// Standard error has heard why.
-    Said,
 }
 
 /// The watched cgroups that still exist, by id.
@@ -225,4 +233,42 @@ pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .enable_all()
         .build()
         .context("cannot start the event loop")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The ticks of a window, and which of the first `count` ticks end one.
+    fn rhythm(interval: u64, longest: Option<u64>, count: u32) -> (Duration, Vec<u32>) {
+        let seconds = Duration::from_secs;
+        let start = Instant::now();
+        let mut rhythm = Rhythm::new(start, seconds(interval), longest.map(seconds));
+        let period = rhythm.period;
+        let ends = |tick: &u32| rhythm.ends_window(start + period * *tick);
+        (period, (1..=count).filter(ends).collect())
+    }
+
+    #[test]
+    fn a_window_holds_as_many_readings_as_its_counters_need() {
+        let seconds = Duration::from_secs;
+        assert_eq!(rhythm(1, None, 3), (seconds(1), vec![1, 2, 3]));
+        assert_eq!(rhythm(1, Some(11), 3), (seconds(1), vec![1, 2, 3]));
+        assert_eq!(rhythm(40, Some(11), 9), (seconds(10), vec![4, 8]));
+        assert_eq!(rhythm(60, Some(11), 12), (seconds(10), vec![6, 12]));
+        // One that does not divide without a rest.
+        let (period, ends) = rhythm(10, Some(3), 4000);
+        assert_eq!(period, seconds(10) / 4);
+        assert_eq!(ends, (1..=1000).map(|window| window * 4).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_window_whose_last_tick_was_missed_ends_with_the_next() {
+        let start = Instant::now();
+        let seconds = Duration::from_secs;
+        let mut rhythm = Rhythm::new(start, seconds(40), Some(seconds(11)));
+        let ends: Vec<bool> =
+            [10, 20, 30, 50, 60, 80].map(|at| rhythm.ends_window(start + seconds(at))).into();
+        assert_eq!(ends, [false, false, false, true, false, true]);
+    }
 }

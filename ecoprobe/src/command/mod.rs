@@ -2,7 +2,20 @@
 
 pub mod doctor;
 mod measure;
-pub mod replay;
+mod replay;
 pub mod run;
-pub mod settings;
-pub mod watch;
+mod watch;
+
+use std::process::ExitCode;
+
+use crate::config::Config;
+
+/// Does what was asked for, and says what to exit with.
+pub fn execute(config: &Config) -> anyhow::Result<ExitCode> {
+    match config {
+        Config::Watch(config) => watch::watch(config),
+        Config::Run(config) => run::run(config),
+        Config::Replay(config) => replay::replay(config),
+        Config::Doctor(config) => doctor::doctor(config),
+    }
+}

@@ -1,37 +1,36 @@
-//! `ecoprobe replay`: a recording through the same session and outputs as a live run.
+//! `ecoprobe replay`: a recording through the same consumers as a live run.
 
 use std::process::ExitCode;
 
-use crate::cli::ReplayArgs;
-use crate::command::settings::settings;
-use crate::event::Event;
-use crate::session::Session;
+use crate::base::error::EXIT_FAILED;
+use crate::config::Replay;
+use crate::output::writer::Pace;
+use crate::pipeline::{Consumers, Pipeline};
 use crate::{host, output, recording};
 
-pub fn replay(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
-    output::distinct(Some(&args.file), &args.output)?;
-    let (mut header, events) = recording::read(&args.file)?;
+pub(super) fn replay(config: &Replay) -> anyhow::Result<ExitCode> {
+    let (mut header, events) = recording::read(&config.file)?;
     let gpus = &header.sources.gpu_energy;
-    header.settings = settings(&args.settings, header.settings, &header.domains, gpus)?;
-
-    let mut output = output::open_quiet(&args.output)?;
-    output.begin(&header)?;
-    let mut session = Session::new(header);
+    header.settings = config.wishes.apply(header.settings, &header.domains, gpus)?;
+    let consumers = Consumers {
+        recorder: None,
+        output: output::open_quiet(&config.output)?,
+        notes_in_report: output::shows_notes(&config.output),
+        pace: Pace::Patient,
+    };
+    let mut pipeline = Pipeline::open(header, consumers, 1)?;
     for event in events {
-        let event = event?;
-        session.apply(&event);
-        match &event {
-            Event::Sample(_) => {
-                if let Some(window) = session.window() {
-                    output.window(&window)?;
-                }
+        match event {
+            Ok(event) => pipeline.event(&event),
+            Err(error) => {
+                pipeline.abandon();
+                return Err(error);
             }
-            Event::Warning { message } if !output::shows_notes(&args.output) => {
-                output.note(message)?;
-            }
-            _ => {}
+        }
+        if pipeline.output_failed() {
+            break;
         }
     }
-    output.finish(&session.report(host::own::so_far()))?;
-    Ok(ExitCode::SUCCESS)
+    let complete = pipeline.finish(host::own::so_far());
+    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) })
 }

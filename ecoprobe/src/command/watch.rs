@@ -7,45 +7,47 @@ use nix::sys::signal::Signal;
 use super::measure::{Alive, Measurement, Wake, runtime};
 use super::run::child::Signals;
 use crate::base::error::EXIT_FAILED;
-use crate::cli::WatchArgs;
 use crate::collector::Collector;
+use crate::config::Watch;
 use crate::output;
 use crate::workload::hierarchy::Hierarchies;
 use crate::workload::names::{Selection, resolve};
 use crate::workload::scope;
 
-pub fn watch(args: &WatchArgs) -> anyhow::Result<ExitCode> {
-    output::distinct(args.measure.record.as_deref(), &args.measure.output)?;
-    let roots = args.measure.roots.host();
-    let selection = resolve(&args.cgroups, &roots)?;
-    scope::clean_up_stale(&Hierarchies::find(&roots)?);
-    let output = output::open(&args.measure.output)?;
-    runtime()?.block_on(measure(args, selection, output))
+pub(super) fn watch(config: &Watch) -> anyhow::Result<ExitCode> {
+    let roots = &config.measure.collect.roots;
+    let selection = resolve(&config.names, roots)?;
+    scope::clean_up_stale(&Hierarchies::find(roots)?);
+    let output = output::open(&config.measure.output)?;
+    runtime()?.block_on(measure(config, selection, output))
 }
 
 async fn measure(
-    args: &WatchArgs,
+    config: &Watch,
     mut selection: Selection,
     output: Box<dyn output::Output>,
 ) -> anyhow::Result<ExitCode> {
     let signals = Signals::listen()?;
-    let mut collector = Collector::open(&args.measure, &selection.hierarchy, &selection.workloads)?;
-    for warning in std::mem::take(&mut selection.warnings) {
-        collector.warn(warning);
-    }
+    let most = selection.workloads.len();
+    let opened = Collector::open(&config.measure.collect, &selection.hierarchy, most)?;
     let mut alive = Alive::new(&selection.hierarchy, &selection.workloads);
+    let warnings = std::mem::take(&mut selection.warnings);
+    let mut run =
+        Measurement::start(&config.measure, opened, &selection.workloads, output, signals)?;
+    for warning in warnings {
+        run.warn(warning);
+    }
     // What was made or removed before the probe could tell.
     for workload in selection.rescan() {
         alive.insert(&selection.hierarchy, &workload);
-        collector.add(workload)?;
+        run.add(&workload)?;
     }
     alive.sweep();
 
-    let mut run = Measurement::start(&args.measure, collector, output, signals)?;
     while !alive.is_empty() || selection.has_globs() {
         match run.next().await? {
-            Wake::Tick => {
-                run.tick();
+            Wake::Tick(due) => {
+                run.tick(due);
                 if run.output_failed() {
                     break;
                 }
@@ -55,7 +57,7 @@ async fn measure(
                     if changes.lost { selection.rescan() } else { selection.made(&changes.made) };
                 for workload in new {
                     alive.insert(&selection.hierarchy, &workload);
-                    run.collector().add(workload)?;
+                    run.add(&workload)?;
                 }
                 alive.remove(&changes.removed);
                 if changes.lost {

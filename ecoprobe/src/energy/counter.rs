@@ -3,7 +3,7 @@
 //! Counters wrap, are reset, freeze and jump. Only a difference that has exactly one explanation
 //! becomes joules; everything else keeps its name, so that the report can say what is missing.
 
-use crate::base::units::{Joules, Seconds, Watts};
+use crate::base::{Joules, Seconds, Watts};
 use crate::event::{Domain, Reading};
 
 /// How much longer than the time between two readings the energy between them may have flowed.
@@ -88,6 +88,55 @@ pub fn delta(domain: &Domain, previous: Option<Reading>, now: Reading) -> Delta 
             Delta::Ambiguous(Doubt::MoreWraps)
         }
         _ => delta,
+    }
+}
+
+/// One counter, from reading to reading.
+#[derive(Debug, Clone, Default)]
+pub struct Counter {
+    base: Option<Reading>,
+}
+
+/// What a reading tells.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Outcome {
+    /// Counting starts here.
+    First,
+    /// What was drawn between two readings.
+    Energy { from_ns: u64, to_ns: u64, joules: Joules },
+    /// What was drawn since the base is not known, or not yet.
+    Missing(Reason),
+}
+
+/// Why windows have no energy.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Reason {
+    Unread,
+    MoreWraps,
+    WentBack,
+    Disorder,
+    TooMuch(Watts),
+    OutOfRange,
+}
+
+impl Counter {
+    pub fn advance(&mut self, domain: &Domain, reading: Option<Reading>) -> Outcome {
+        let previous = std::mem::replace(&mut self.base, reading);
+        match reading.map(|now| (now, delta(domain, previous, now))) {
+            Some((_, Delta::First)) if previous.is_some() => Outcome::Missing(Reason::OutOfRange),
+            None => Outcome::Missing(Reason::Unread),
+            Some((_, Delta::First)) => Outcome::First,
+            Some((_, Delta::Ambiguous(Doubt::MoreWraps))) => Outcome::Missing(Reason::MoreWraps),
+            Some((_, Delta::Ambiguous(Doubt::WentBack))) => Outcome::Missing(Reason::WentBack),
+            Some((_, Delta::Ambiguous(Doubt::TimeWentBack))) => Outcome::Missing(Reason::Disorder),
+            Some((_, Delta::OutOfRange)) => Outcome::Missing(Reason::OutOfRange),
+            Some((_, Delta::Refused { watts, .. })) => Outcome::Missing(Reason::TooMuch(watts)),
+            Some((now, Delta::Advance(counts) | Delta::Wrapped(counts))) => Outcome::Energy {
+                from_ns: previous.map_or(now.mono_ns, |previous| previous.mono_ns),
+                to_ns: now.mono_ns,
+                joules: Joules(counts as f64 * domain.joules_per_count),
+            },
+        }
     }
 }
 

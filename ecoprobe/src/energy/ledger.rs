@@ -1,35 +1,22 @@
-//! Who is billed for the energy of one domain.
+//! The postings of one domain, added up, and what each sum depends on.
 //!
-//! Each window's energy `E` over a time `t` is shared by weights `w` (CPU time on that package, use
-//! of that GPU). Two sums are kept for each slot `i`: its joules by share, `A = Σ E·w/Σw`, and its
-//! seconds by share, `B = Σ t·w/Σw`. With a static power `S`, what running added is
+//! The static power `S` may still be learned while windows are split with it. So that what is learned
+//! late corrects what was billed early, two more sums are kept for each user: its joules by use,
+//! `A = Σ E·w/Σw`, and its static seconds by use, `B = Σ t·w/Σw`. What it is to have is
 //!
 //! ```text
 //! dynamic = max(0, A − S·B)        idle = Σ E − Σ dynamic
 //! ```
 //!
-//! `S` enters only when the account is settled. So it may be learned while measuring, and is then
-//! applied to the whole run, at a cost that depends on the number of slots and not of windows. Idle
-//! energy is the remainder: the books close by construction.
+//! and [`DomainLedger::correct`] posts the difference between that and what was posted, at a cost that
+//! depends on the number of users and not of windows. Idle energy is the remainder: the books close by
+//! construction.
 
-use crate::base::units::{Joules, Seconds, Watts};
+use rustc_hash::FxHashMap;
 
-/// What a domain drew between two readings.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Window {
-    pub energy: Joules,
-    pub time: Seconds,
-}
-
-/// A slot's part in the use of a domain, relative to the other slots of the same window.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Share {
-    pub slot: usize,
-    pub weight: f64,
-}
-
-/// The slot of whoever used a domain and cannot be told: its share is `unattributed`.
-pub const NOBODY: usize = usize::MAX;
+use super::attribute::{IdleTo, Posting, Static, Window, attribute};
+use super::usage::Usage;
+use crate::base::{Account, Joules, Seconds, User, Watts};
 
 /// A sum that keeps what rounding cuts off (Knuth's TwoSum): books must close to 1e-9 after
 /// months of windows.
@@ -50,25 +37,48 @@ impl Sum {
     fn get(self) -> f64 {
         self.value + self.cut_off
     }
+
+    /// Adds what is missing to `target`, and says how much that was.
+    fn make(&mut self, target: f64) -> Joules {
+        let missing = target - self.get();
+        *self = Self { value: target, cut_off: 0.0 };
+        Joules(missing)
+    }
 }
 
-/// `A` and `B` of one slot.
+/// One user's sums.
 #[derive(Debug, Clone, Copy, Default)]
-struct Cell {
+struct Line {
+    /// `A` and `B`.
     joules: Sum,
-    seconds: Sum,
+    static_seconds: Sum,
+    /// Its part of the static seconds in which somebody held the domain.
+    held_seconds: Sum,
+    /// What was posted.
+    dynamic: Sum,
+    idle: Sum,
 }
 
-impl Cell {
-    fn add(&mut self, energy: Joules, time: Seconds) {
-        self.joules.add(energy.0);
-        self.seconds.add(time.0);
+impl Line {
+    fn due(&self, static_power: Watts) -> f64 {
+        (self.joules.get() - static_power.0 * self.static_seconds.get()).max(0.0)
     }
 
-    fn bill(self, static_power: Watts) -> Bill {
-        let joules = self.joules.get();
-        let dynamic = (joules - static_power.0 * self.seconds.get()).max(0.0);
-        Bill { dynamic: Joules(dynamic), idle: Joules(joules - dynamic) }
+    fn bill(&self) -> Bill {
+        Bill { dynamic: Joules(self.dynamic.get()), idle: Joules(self.idle.get()) }
+    }
+
+    fn take(&mut self, other: &Self) {
+        for (sum, more) in [
+            (&mut self.joules, other.joules),
+            (&mut self.static_seconds, other.static_seconds),
+            (&mut self.held_seconds, other.held_seconds),
+            (&mut self.dynamic, other.dynamic),
+            (&mut self.idle, other.idle),
+        ] {
+            sum.add(more.value);
+            sum.add(more.cut_off);
+        }
     }
 }
 
@@ -76,176 +86,177 @@ impl Cell {
 /// is missing for longer was not drawn.
 const LATENESS: Seconds = Seconds(0.1);
 
-/// The account of one domain.
+/// Rounding: a remainder smaller than this part of the whole is none.
+const ROUNDING: f64 = 1e-12;
+
+/// What one user owes.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Bill {
+    /// What running added.
+    pub(crate) dynamic: Joules,
+    /// Its part of the idle energy.
+    pub(crate) idle: Joules,
+}
+
+/// The sums of one domain: `measured` = `idle` + `unattributed` + every user's bill, once corrected.
 #[derive(Debug, Clone, Default)]
-pub struct Account {
+pub(crate) struct DomainLedger {
     known: Option<Watts>,
     measured: Sum,
-    /// Time measured, and the part of it that can have been at the known static power.
+    /// Time measured, and the part of it that can have been at the static power.
     time: Sum,
     static_time: Sum,
-    /// Time at the known static power whose energy the counter has not shown yet.
+    /// Time at the static power whose energy the counter has not shown yet.
     owed: Seconds,
-    slots: Vec<Cell>,
-    /// What is shared to [`NOBODY`], and windows in which nobody used the domain.
-    nobody: Cell,
-    /// Static seconds by who held the domain; empty unless holders are ever named.
-    held: Vec<Sum>,
+    lines: FxHashMap<User, Line>,
+    /// Of those who cannot be told, and of windows in which nobody used the domain.
+    nobody: Line,
+    idle: Sum,
 }
 
-/// Where idle energy goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum IdleTo {
-    /// It is a line of its own.
-    Nobody,
-    /// Those who used the domain, by use.
-    Users,
-    /// Those who held it, used or not, in equal parts.
-    Holders,
-}
-
-/// What one slot owes.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Bill {
-    /// What running added.
-    pub dynamic: Joules,
-    /// Its part of the idle energy.
-    pub idle: Joules,
-}
-
-/// A settled account: `measured` = `idle` + `unattributed` + every bill.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Settlement {
-    pub measured: Joules,
-    /// Idle energy that no slot is billed for.
-    pub idle: Joules,
-    /// What running added while nobody was seen running.
-    pub unattributed: Joules,
-    /// By slot; a slot beyond the end owes nothing.
-    pub bills: Vec<Bill>,
-}
-
-impl Account {
-    /// An account whose static power may be `known` beforehand. It can be more than what some window
+impl DomainLedger {
+    /// A domain whose static power may be `known` beforehand. It can be more than what some window
     /// measures; such a window counts as static for only as long as its energy would last, so
     /// that idle energy never exceeds what was measured. A tenth of a second of what is missing is
     /// made up for by the windows that follow, because counters are read between two refreshes.
-    pub fn new(known: Option<Watts>) -> Self {
-        Self::owing(known, Seconds(0.0))
+    pub(crate) fn new(known: Option<Watts>) -> Self {
+        Self { known, ..Self::default() }
     }
 
-    /// An account that goes on where another one, by its [`Account::owed`], stopped.
-    pub fn owing(known: Option<Watts>, owed: Seconds) -> Self {
-        Self { known, owed, ..Self::default() }
-    }
-
-    /// Static time that the windows to come have to make up for.
-    pub fn owed(&self) -> Seconds {
-        self.owed
-    }
-
-    /// Enters one window, shared by the weights that are above zero.
-    pub fn add(&mut self, window: Window, shares: &[Share]) {
-        let static_time = self.static_time(window);
-        self.enter(window, static_time, shares);
-    }
-
-    /// As `add`; `holders` are slots that held the domain, whether they used it or not.
-    pub fn add_held(&mut self, window: Window, shares: &[Share], holders: &[usize]) {
-        let static_time = self.static_time(window);
-        self.enter(window, static_time, shares);
-        let part = static_time.0 / holders.len() as f64;
-        for &slot in holders {
-            at(&mut self.held, slot).add(part);
-        }
-    }
-
-    fn static_time(&mut self, Window { energy, time }: Window) -> Seconds {
-        let Some(known) = self.known else { return time };
-        let due = time + self.owed;
-        if known * due <= energy {
-            self.owed = Seconds(0.0);
-            return due;
-        }
-        let covered = Seconds(energy.0 / known.0);
-        self.owed = Seconds((due - covered).0.min(LATENESS.0));
-        covered
-    }
-
-    fn enter(&mut self, Window { energy, time }: Window, static_time: Seconds, shares: &[Share]) {
-        self.measured.add(energy.0);
-        self.time.add(time.0);
+    /// Splits a window with the static power as it is known now, adds the postings up, and hands each
+    /// of them to `post`.
+    pub(crate) fn enter(
+        &mut self,
+        window: Window,
+        usage: Usage<'_>,
+        static_power: Option<Watts>,
+        idle_to: IdleTo,
+        mut post: impl FnMut(Posting),
+    ) {
+        let floor = self.floor(window, static_power.unwrap_or_default());
+        // What is still learned is applied to the whole run in the end: no window is cut short.
+        let static_time = if self.known.is_some() { floor.time } else { window.time };
+        self.measured.add(window.energy.0);
+        self.time.add(window.time.0);
         self.static_time.add(static_time.0);
-        let users = || shares.iter().filter(|share| share.weight > 0.0);
-        let total: f64 = users().map(|share| share.weight).sum();
-        if !total.is_normal() {
-            return self.nobody.add(energy, static_time);
+        for (user, part) in usage.parts() {
+            let line = self.lines.entry(user).or_default();
+            line.joules.add((window.energy * part).0);
+            line.static_seconds.add((static_time * part).0);
         }
-        let inverse = total.recip();
-        for share in users() {
-            let part = share.weight * inverse;
-            let cell = match share.slot {
-                NOBODY => &mut self.nobody,
-                slot => at(&mut self.slots, slot),
+        let untold = if usage.total() > 0.0 { usage.untold_part() } else { 1.0 };
+        if untold > 0.0 {
+            self.nobody.joules.add((window.energy * untold).0);
+            self.nobody.static_seconds.add((static_time * untold).0);
+        }
+        for user in usage.holders {
+            let held = static_time.0 / usage.holders.len() as f64;
+            self.lines.entry(*user).or_default().held_seconds.add(held);
+        }
+        attribute(window, usage, floor, idle_to, |posting| {
+            self.add(posting);
+            post(posting);
+        });
+    }
+
+    fn floor(&mut self, Window { energy, time }: Window, power: Watts) -> Static {
+        let due = time + self.owed;
+        if power * due <= energy {
+            self.owed = Seconds(0.0);
+            return Static { power, time: due };
+        }
+        let covered = Seconds(energy.0 / power.0);
+        self.owed = Seconds((due - covered).0.min(LATENESS.0));
+        Static { power, time: covered }
+    }
+
+    fn add(&mut self, Posting { account, dynamic, idle }: Posting) {
+        let line = match account {
+            Account::Workload(id) => self.lines.entry(User::Workload(id)).or_default(),
+            Account::Other => self.lines.entry(User::Other).or_default(),
+            Account::Unattributed => &mut self.nobody,
+            Account::Idle => return self.idle.add(idle.0),
+        };
+        line.dynamic.add(dynamic.0);
+        line.idle.add(idle.0);
+    }
+
+    /// Posts what is missing to what everybody is to have by the best static power known now. `None`:
+    /// it could not be told, nothing is set apart and everything goes by use.
+    pub(crate) fn correct(
+        &mut self,
+        static_power: Option<Watts>,
+        idle_to: IdleTo,
+        mut post: impl FnMut(Posting),
+    ) {
+        const NOTHING: Joules = Joules(0.0);
+        let power = static_power.unwrap_or_default();
+        let measured = self.measured.get();
+        let unattributed = self.nobody.due(power);
+        let dynamic: f64 = self.lines.values().map(|line| line.due(power)).sum();
+        let all_idle = (measured - dynamic - unattributed).max(0.0);
+        let by_holding = all_idle / self.static_time.get();
+        let mut left = all_idle;
+        for (user, line) in &mut self.lines {
+            let due = line.due(power);
+            let idle = match idle_to {
+                IdleTo::Nobody => 0.0,
+                IdleTo::Users => (line.joules.get() - due).max(0.0),
+                IdleTo::Holders if by_holding.is_finite() => line.held_seconds.get() * by_holding,
+                IdleTo::Holders => 0.0,
             };
-            cell.add(energy * part, static_time * part);
+            left -= idle;
+            let (dynamic, idle) = (line.dynamic.make(due), line.idle.make(idle));
+            post(Posting { account: (*user).into(), dynamic, idle });
         }
+        let dynamic = self.nobody.dynamic.make(unattributed);
+        post(Posting { account: Account::Unattributed, dynamic, idle: NOTHING });
+        let idle = self.idle.make(if left > measured * ROUNDING { left } else { 0.0 });
+        post(Posting { account: Account::Idle, dynamic: NOTHING, idle });
     }
 
     /// True until the first window.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.time.get() == 0.0 && self.measured.get() == 0.0
     }
 
     /// A second or more was measured and not one count came: that is no machine that draws nothing,
     /// but a counter that is not connected to anything.
-    pub fn is_dead(&self) -> bool {
+    pub(crate) fn is_dead(&self) -> bool {
         self.measured.get() == 0.0 && self.time.get() >= 1.0
     }
 
     /// Part of the measured time in which less was drawn than the static power known beforehand.
-    pub fn overdrawn(&self) -> f64 {
+    pub(crate) fn overdrawn(&self) -> f64 {
         let time = self.time.get();
         if time > 0.0 { 1.0 - self.static_time.get() / time } else { 0.0 }
     }
 
-    /// Settles the account with the best static power known by now. `None`: it could not be told,
-    /// nothing is set apart and everything goes by use.
-    pub fn settle(&self, static_power: Option<Watts>, idle_to: IdleTo) -> Settlement {
-        let static_power = static_power.unwrap_or_default();
-        let mut bills: Vec<Bill> = self.slots.iter().map(|cell| cell.bill(static_power)).collect();
-        let measured = self.measured.get();
-        let unattributed = self.nobody.bill(static_power).dynamic;
-        let dynamic: Joules = bills.iter().map(|bill| bill.dynamic).sum();
-        let all_idle = (measured - dynamic.0 - unattributed.0).max(0.0);
-
-        if idle_to != IdleTo::Users {
-            bills.iter_mut().for_each(|bill| bill.idle = Joules(0.0));
-        }
-        let time = self.static_time.get();
-        if idle_to == IdleTo::Holders && time > 0.0 {
-            for (slot, held) in self.held.iter().enumerate() {
-                at(&mut bills, slot).idle = Joules(all_idle * (held.get() / time).min(1.0));
-            }
-        }
-        let billed: Joules = bills.iter().map(|bill| bill.idle).sum();
-        let idle = Joules((all_idle - billed.0).max(0.0));
-        Settlement { measured: Joules(measured), idle, unattributed, bills }
+    pub(crate) fn measured(&self) -> Joules {
+        Joules(self.measured.get())
     }
-}
 
-/// The entry of `slot`, which is made if the list is too short.
-#[inline]
-fn at<T: Clone + Default>(list: &mut Vec<T>, slot: usize) -> &mut T {
-    if slot >= list.len() {
-        grow(list, slot + 1);
+    /// Idle energy that no user is billed for.
+    pub(crate) fn idle(&self) -> Joules {
+        Joules(self.idle.get())
     }
-    &mut list[slot]
-}
 
-#[cold]
-fn grow<T: Clone + Default>(list: &mut Vec<T>, slots: usize) {
-    list.resize(slots, T::default());
+    /// What running added while nobody was known to run.
+    pub(crate) fn unattributed(&self) -> Joules {
+        Joules(self.nobody.dynamic.get())
+    }
+
+    /// `None`: it never used the domain.
+    pub(crate) fn bill(&self, user: User) -> Option<Bill> {
+        self.lines.get(&user).map(Line::bill)
+    }
+
+    /// One user's sums become another's.
+    pub(crate) fn fold(&mut self, user: User, into: User) {
+        if let Some(line) = self.lines.remove(&user) {
+            self.lines.entry(into).or_default().take(&line);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -253,52 +264,85 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::base::WorkloadId;
+
+    fn user(index: usize) -> User {
+        User::Workload(WorkloadId(index as u64))
+    }
+
+    /// What the tests want to see of a corrected ledger.
+    #[derive(Debug)]
+    struct Settlement {
+        measured: Joules,
+        idle: Joules,
+        unattributed: Joules,
+        bills: Vec<Bill>,
+    }
+
+    const USERS: usize = 9;
+
+    impl DomainLedger {
+        fn window(&mut self, window: Window, users: &[(User, f64)], untold: f64, holders: &[User]) {
+            let usage = Usage { users, untold, holders };
+            self.enter(window, usage, self.known, IdleTo::Nobody, |_| {});
+        }
+
+        fn settle(&mut self, static_power: Option<Watts>, idle_to: IdleTo) -> Settlement {
+            self.correct(static_power, idle_to, |_| {});
+            let bills = (0..USERS).map(|index| self.bill(user(index)).unwrap_or_default());
+            Settlement {
+                measured: self.measured(),
+                idle: self.idle(),
+                unattributed: self.unattributed(),
+                bills: bills.collect(),
+            }
+        }
+    }
 
     fn window(joules: f64, seconds: f64) -> Window {
         Window { energy: Joules(joules), time: Seconds(seconds) }
     }
 
-    fn shares(weights: &[f64]) -> Vec<Share> {
-        weights.iter().enumerate().map(|(slot, &weight)| Share { slot, weight }).collect()
+    fn shares(weights: &[f64]) -> Vec<(User, f64)> {
+        weights.iter().enumerate().map(|(index, &weight)| (user(index), weight)).collect()
     }
 
     #[test]
     fn a_counter_that_never_moves_is_dead() {
-        let mut account = Account::new(None);
-        account.add(window(0.0, 0.9), &[]);
+        let mut account = DomainLedger::new(None);
+        account.window(window(0.0, 0.9), &[], 0.0, &[]);
         assert!(!account.is_dead());
-        account.add(window(0.0, 0.2), &[]);
+        account.window(window(0.0, 0.2), &[], 0.0, &[]);
         assert!(account.is_dead());
-        account.add(window(1e-6, 0.2), &[]);
+        account.window(window(1e-6, 0.2), &[], 0.0, &[]);
         assert!(!account.is_dead());
     }
 
     #[test]
     fn a_late_counter_costs_no_idle_energy() {
-        let mut account = Account::new(Some(Watts(20.0)));
+        let mut account = DomainLedger::new(Some(Watts(20.0)));
         let user = shares(&[1.0]);
         // 25 W all the time, but every other window is read before the counter has moved.
         for _ in 0..50 {
-            account.add(window(0.0, 0.01), &user);
-            account.add(window(0.5, 0.01), &user);
+            account.window(window(0.0, 0.01), &user, 0.0, &[]);
+            account.window(window(0.5, 0.01), &user, 0.0, &[]);
         }
         let settled = account.settle(Some(Watts(20.0)), IdleTo::Nobody);
         assert!((settled.idle.0 - 20.0).abs() < 1e-9, "{settled:?}");
         // What is missing for longer than a counter can be late was never drawn.
-        let mut account = Account::new(Some(Watts(20.0)));
-        account.add(window(10.0, 1.0), &user);
-        account.add(window(100.0, 1.0), &user);
+        let mut account = DomainLedger::new(Some(Watts(20.0)));
+        account.window(window(10.0, 1.0), &user, 0.0, &[]);
+        account.window(window(100.0, 1.0), &user, 0.0, &[]);
         let settled = account.settle(Some(Watts(20.0)), IdleTo::Nobody);
         assert!((settled.idle.0 - (10.0 + 22.0)).abs() < 1e-9, "{settled:?}");
     }
 
     #[test]
     fn who_cannot_be_told_is_billed_to_nobody() {
-        let mut account = Account::new(None);
-        let shares = [Share { slot: 1, weight: 3.0 }, Share { slot: NOBODY, weight: 1.0 }];
-        account.add(window(100.0, 2.0), &shares);
+        let mut account = DomainLedger::new(None);
+        account.window(window(100.0, 2.0), &[(user(1), 3.0)], 1.0, &[]);
         let settled = account.settle(Some(Watts(10.0)), IdleTo::Nobody);
-        assert_eq!(dynamic(&settled), [0.0, 60.0]);
+        assert_eq!(dynamic(&settled)[..2], [0.0, 60.0]);
         assert_eq!((settled.unattributed, settled.idle), (Joules(20.0), Joules(20.0)));
     }
 
@@ -324,14 +368,14 @@ mod tests {
 
     #[test]
     fn static_energy_is_set_apart_and_the_rest_goes_by_use() {
-        let mut account = Account::default();
-        account.add(window(60.0, 1.0), &shares(&[1.0, 0.0, 3.0]));
+        let mut account = DomainLedger::default();
+        account.window(window(60.0, 1.0), &shares(&[1.0, 0.0, 3.0]), 0.0, &[]);
         let settled = account.settle(Some(Watts(20.0)), IdleTo::Nobody);
-        assert_eq!(dynamic(&settled), [10.0, 0.0, 30.0]);
+        assert_eq!(dynamic(&settled)[..3], [10.0, 0.0, 30.0]);
         assert_eq!((settled.idle.0, settled.unattributed.0), (20.0, 0.0));
 
         let shared = account.settle(Some(Watts(20.0)), IdleTo::Users);
-        assert_eq!(dynamic(&shared), [10.0, 0.0, 30.0]);
+        assert_eq!(dynamic(&shared)[..3], [10.0, 0.0, 30.0]);
         assert_eq!(shared.bills[2].idle, Joules(15.0));
         assert_eq!(shared.idle, Joules(0.0));
 
@@ -343,17 +387,17 @@ mod tests {
 
     #[test]
     fn energy_without_a_user_is_idle_or_unattributed() {
-        let mut account = Account::default();
-        account.add(window(50.0, 1.0), &[]);
+        let mut account = DomainLedger::default();
+        account.window(window(50.0, 1.0), &[], 0.0, &[]);
         let settled = account.settle(Some(Watts(20.0)), IdleTo::Users);
         assert_eq!((settled.idle.0, settled.unattributed.0), (20.0, 30.0));
     }
 
     #[test]
     fn a_static_power_above_what_was_measured_leaves_nothing_below_zero() {
-        let mut account = Account::new(Some(Watts(40.0)));
-        account.add(window(10.0, 1.0), &shares(&[1.0]));
-        account.add(window(60.0, 1.0), &shares(&[1.0]));
+        let mut account = DomainLedger::new(Some(Watts(40.0)));
+        account.window(window(10.0, 1.0), &shares(&[1.0]), 0.0, &[]);
+        account.window(window(60.0, 1.0), &shares(&[1.0]), 0.0, &[]);
         let settled = account.settle(Some(Watts(40.0)), IdleTo::Nobody);
         // The second window makes up for a tenth of a second of the first.
         assert!((settled.idle.0 - 54.0).abs() < 1e-9, "{settled:?}");
@@ -363,9 +407,9 @@ mod tests {
 
     #[test]
     fn idle_energy_goes_to_holders_in_equal_parts() {
-        let mut account = Account::default();
-        account.add_held(window(100.0, 1.0), &shares(&[1.0]), &[0, 3]);
-        account.add_held(window(60.0, 1.0), &[], &[]);
+        let mut account = DomainLedger::default();
+        account.window(window(100.0, 1.0), &shares(&[1.0]), 0.0, &[user(0), user(3)]);
+        account.window(window(60.0, 1.0), &[], 0.0, &[]);
         let settled = account.settle(Some(Watts(60.0)), IdleTo::Holders);
         assert_eq!(settled.bills[0], Bill { dynamic: Joules(40.0), idle: Joules(30.0) });
         assert_eq!(settled.bills[3], Bill { dynamic: Joules(0.0), idle: Joules(30.0) });
@@ -383,12 +427,12 @@ mod tests {
 
     #[test]
     fn books_close_after_a_million_windows() {
-        let mut account = Account::default();
+        let mut account = DomainLedger::default();
         let users = shares(&[0.1, 0.7, 1e-9, 3.3]);
         let mut seconds = 0.1;
         for _ in 0..1_000_000 {
             seconds = if seconds > 0.3 { 0.1 } else { seconds * 1.000_1 };
-            account.add(window(seconds * 31.7, seconds), &users);
+            account.window(window(seconds * 31.7, seconds), &users, 0.0, &[]);
         }
         for idle_to in [IdleTo::Nobody, IdleTo::Users] {
             let settled = account.settle(None, idle_to);
@@ -421,10 +465,11 @@ mod tests {
         proptest::collection::vec(entry, 0..40)
     }
 
-    fn account(entries: &[Entry], known: Option<Watts>) -> Account {
-        let mut account = Account::new(known);
+    fn account(entries: &[Entry], known: Option<Watts>) -> DomainLedger {
+        let mut account = DomainLedger::new(known);
         for Entry { window, weights, holders } in entries {
-            account.add_held(*window, &shares(weights), holders);
+            let holders: Vec<User> = holders.iter().map(|index| user(*index)).collect();
+            account.window(*window, &shares(weights), 0.0, &holders);
         }
         account
     }

@@ -1,8 +1,11 @@
-//! The arithmetic: counter deltas, the power model, attribution, the ledger. Pure: no I/O, no
-//! clock, no unsafe.
+//! The arithmetic: from readings to joules, from joules and usage to postings, from postings to the
+//! books. Pure: no I/O, no clock, no unsafe.
 
 #![forbid(unsafe_code)]
 
+mod attribute;
+pub(crate) mod books;
 pub mod counter;
-pub mod ledger;
-pub mod model;
+mod ledger;
+pub(crate) mod model;
+mod usage;

@@ -6,7 +6,7 @@
 //! `S`, or the mean power while the domain idles, if it ever does.
 
 use crate::base::units::{Joules, Seconds, Watts};
-use crate::energy::ledger::Window;
+use crate::energy::attribute::Window;
 
 /// Standard deviation of the error that the counter's refresh makes in one point, in units of one
 /// refresh at the point's power: uniform over a refresh, at either end.

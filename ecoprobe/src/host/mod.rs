@@ -31,6 +31,13 @@ impl BadFact {
     }
 }
 
+/// Whether this program has rights that its caller lacks: set-user-id, or file capabilities
+/// (`AT_SECURE`, getauxval(3)).
+pub fn is_elevated() -> bool {
+    // SAFETY: getauxval reads a number of our own process.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
 /// What a one-value file holds, without the white space around it. No attribute is longer than a
 /// page: whatever claims to be is cut off there.
 pub(crate) fn read_value(path: &Path) -> io::Result<String> {

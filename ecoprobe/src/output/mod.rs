@@ -11,23 +11,44 @@ mod progress;
 mod table;
 mod target;
 pub mod units;
+pub(crate) mod writer;
 
 use std::borrow::Cow;
 use std::fs;
 use std::io::{self, IsTerminal, Write as _};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::base::error::Error;
-use crate::cli::{Format, OutputArgs};
+use crate::base::Error;
 use crate::event::Header;
 use crate::view::report::{Report, WindowReport};
 
 pub use progress::note;
 
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// One document at the end.
+    Json,
+    /// A line a window, and the report as the last line.
+    Jsonl,
+    /// A row per window and workload.
+    Csv,
+}
+
+/// What is written, and where.
+#[derive(Debug, Clone, Default)]
+pub struct Target {
+    pub format: Format,
+    /// `None`: standard output.
+    pub file: Option<PathBuf>,
+}
+
 /// Where a run shows its windows while it goes on, and its report when it is done. An error of any
 /// method is a whole sentence with the path in it.
-pub trait Output: std::fmt::Debug {
+pub trait Output: std::fmt::Debug + Send {
     /// Called once, before the first window: what the figures rest on.
     fn begin(&mut self, _header: &Header) -> io::Result<()> {
         Ok(())
@@ -52,8 +73,8 @@ pub trait Output: std::fmt::Debug {
 /// # Errors
 ///
 /// Both are the same file, by path or by link.
-pub fn distinct(recording: Option<&Path>, args: &OutputArgs) -> Result<(), Error> {
-    let (Some(recording), Some(output)) = (recording, args.output.as_deref()) else {
+pub fn distinct(recording: Option<&Path>, target: &Target) -> Result<(), Error> {
+    let (Some(recording), Some(output)) = (recording, target.file.as_deref()) else {
         return Ok(());
     };
     let same_file = || {
@@ -73,22 +94,22 @@ pub fn distinct(recording: Option<&Path>, args: &OutputArgs) -> Result<(), Error
 
 /// Opens the output for a run that somebody may be watching: the table redraws in place on a
 /// terminal, other formats show a progress line.
-pub fn open(args: &OutputArgs) -> anyhow::Result<Box<dyn Output>> {
-    build(args, true)
+pub fn open(target: &Target) -> anyhow::Result<Box<dyn Output>> {
+    build(target, true)
 }
 
 /// Opens the output with no live view and no progress: for `replay`, which is over in a moment,
 /// and for a command that owns the terminal itself.
-pub fn open_quiet(args: &OutputArgs) -> anyhow::Result<Box<dyn Output>> {
-    build(args, false)
+pub fn open_quiet(target: &Target) -> anyhow::Result<Box<dyn Output>> {
+    build(target, false)
 }
 
-fn build(args: &OutputArgs, watched: bool) -> anyhow::Result<Box<dyn Output>> {
+fn build(target: &Target, watched: bool) -> anyhow::Result<Box<dyn Output>> {
     use progress::Progress;
     use target::{Document, Stream};
 
-    let path = args.output.as_deref();
-    Ok(match args.format {
+    let path = target.file.as_deref();
+    Ok(match target.format {
         Format::Table => {
             let screen = path.is_none() && io::stdout().is_terminal();
             let document = Document::open(path)?;
@@ -100,24 +121,24 @@ fn build(args: &OutputArgs, watched: bool) -> anyhow::Result<Box<dyn Output>> {
         }
         Format::Jsonl => {
             let stream = Stream::open(path)?;
-            let progress = Progress::start(watched && !stdout_is_screen(args));
+            let progress = Progress::start(watched && !stdout_is_screen(target));
             Box::new(jsonl::JsonLines { stream, progress, cpu_energy: None })
         }
         Format::Csv => {
             let stream = Stream::open(path)?;
-            Box::new(csv::Csv::new(stream, Progress::start(watched && !stdout_is_screen(args))))
+            Box::new(csv::Csv::new(stream, Progress::start(watched && !stdout_is_screen(target))))
         }
     })
 }
 
 /// Whether notes stand in what is shown anyway: the table on a screen ends with them.
-pub(crate) fn shows_notes(args: &OutputArgs) -> bool {
-    args.format == Format::Table && stdout_is_screen(args)
+pub(crate) fn shows_notes(target: &Target) -> bool {
+    target.format == Format::Table && stdout_is_screen(target)
 }
 
 /// Lines that scroll by on the screen are progress enough.
-fn stdout_is_screen(args: &OutputArgs) -> bool {
-    args.output.is_none() && io::stdout().is_terminal()
+fn stdout_is_screen(target: &Target) -> bool {
+    target.file.is_none() && io::stdout().is_terminal()
 }
 
 fn dumb_terminal() -> bool {
@@ -135,9 +156,24 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
 
 /// Shows a report that could not be delivered where there is still somebody to read it, standard
 /// error: what was measured cannot be measured again.
-pub fn rescue(report: &Report) {
-    let text = table::plain(report);
-    let _ = io::stderr().write_all(text.as_bytes());
+pub(crate) fn rescue_to_stderr(report: &Report) {
+    progress::to_stderr(&table::plain(report));
+}
+
+/// As [`rescue_to_stderr`], where the one who reads the result may be the one who reads standard
+/// error: into a file of the temporary directory.
+pub(crate) fn rescue_to_file(report: &Report) {
+    let path = std::env::temp_dir().join(format!("ecoprobe-report-{}.json", std::process::id()));
+    let written = serde_json::to_vec_pretty(report).map_err(io::Error::from).and_then(|text| {
+        // Not over a file, and not through a link, that somebody else has put there.
+        let mut file = fs::File::options().write(true).create_new(true).open(&path)?;
+        file.write_all(&text)?;
+        file.write_all(b"\n")
+    });
+    note(&match written {
+        Ok(()) => format!("nobody reads the result: the report is in {}", path.display()),
+        Err(error) => format!("nobody reads the result, and the report is lost: {error}"),
+    });
 }
 
 /// `text` with nothing in it that a terminal would act on: cgroup names may hold anything.
@@ -159,7 +195,7 @@ mod tests {
     fn written(format: Format, windows: &[WindowReport]) -> String {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("result");
-        let mut output = open_quiet(&OutputArgs { format, output: Some(path.clone()) }).unwrap();
+        let mut output = open_quiet(&Target { format, file: Some(path.clone()) }).unwrap();
         for window in windows {
             output.window(window).unwrap();
         }
@@ -216,7 +252,7 @@ start_s,seconds,workload,cpu_seconds,cpu_j,dram_j,gpu_j,idle_share_j,total_j,mea
 
     #[test]
     fn only_a_result_that_nobody_reads_is_a_closed_pipe() {
-        let full = OutputArgs { format: Format::Csv, output: Some("/dev/full".into()) };
+        let full = Target { format: Format::Csv, file: Some("/dev/full".into()) };
         let error = open_quiet(&full).unwrap().finish(&report()).unwrap_err();
         assert!(!is_closed_pipe(&error.into()));
         let elsewhere = io::Error::from(io::ErrorKind::BrokenPipe);

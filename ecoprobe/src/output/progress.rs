@@ -3,6 +3,9 @@
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd as _;
+
+use nix::poll::{PollFd, PollFlags, poll};
 
 use super::{printable, units};
 use crate::view::report::WindowReport;
@@ -57,5 +60,19 @@ impl Progress {
 
 /// `ecoprobe: MESSAGE` on standard error. `eprintln!` would panic where that is full or closed.
 pub fn note(message: &str) {
-    let _ = writeln!(io::stderr(), "ecoprobe: {}", printable(message));
+    to_stderr(&format!("ecoprobe: {}\n", printable(message)));
+}
+
+/// Writes to standard error if it takes anything within a moment: a pipe that nobody reads must not
+/// keep us from ending.
+pub(super) fn to_stderr(text: &str) {
+    const PATIENCE_MS: u16 = 100;
+    let stderr = io::stderr();
+    let mut ready = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    // A pipe that is ready takes at least PIPE_BUF (4096) bytes without making anybody wait.
+    for piece in text.as_bytes().chunks(4096) {
+        if poll(&mut ready, PATIENCE_MS) == Ok(0) || stderr.lock().write_all(piece).is_err() {
+            return;
+        }
+    }
 }

@@ -1,18 +1,28 @@
 //! Recordings: the events of a run as JSON Lines, for `replay`. The format is described in
 //! `docs/recording.md`.
 
+mod background;
 mod shape;
+mod v1;
+
+pub(crate) use background::{Background, Incomplete};
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use self::shape::Shape;
-use crate::base::error::Error;
-use crate::event::{Event, Header, RECORDING_SCHEMA};
+use crate::base::Error;
+use crate::event::{Event, Header};
+
+/// Version of the format; the first line of every recording carries it.
+const SCHEMA: &str = "ecoprobe.recording/2";
+
+/// The one before, which is read too.
+const SCHEMA_1: &str = "ecoprobe.recording/1";
 
 /// Longer lines are not read, and not written: a file that is not a recording must not fill the
 /// memory before that is known.
@@ -65,7 +75,7 @@ impl Recorder {
         let Some(file) = &mut self.file else { return Ok(()) };
         let mut write = || {
             self.shape.check(event).map_err(io::Error::other)?;
-            let mut line = serde_json::to_vec(event)?;
+            let mut line = line(event)?;
             line.push(b'\n');
             if line.len() as u64 > MAX_LINE_BYTES {
                 return Err(io::Error::other("too many workloads for a recording"));
@@ -98,6 +108,23 @@ impl Recorder {
     }
 }
 
+/// An event as its line, without the end of it. The header's says which format it is.
+fn line(event: &Event) -> serde_json::Result<Vec<u8>> {
+    #[derive(Serialize)]
+    struct HeaderLine<'a> {
+        r#type: &'static str,
+        schema: &'static str,
+        #[serde(flatten)]
+        header: &'a Header,
+    }
+    match event {
+        Event::Header(header) => {
+            serde_json::to_vec(&HeaderLine { r#type: "header", schema: SCHEMA, header })
+        }
+        event => serde_json::to_vec(event),
+    }
+}
+
 /// Opens a recording and reads its header. Files that are no recording, or of a newer format, are
 /// [`Error::Usage`].
 pub fn read(path: &Path) -> anyhow::Result<(Header, Events)> {
@@ -107,17 +134,20 @@ pub fn read(path: &Path) -> anyhow::Result<(Header, Events)> {
         file: BufReader::new(file),
         line: 0,
         shape: Shape::default(),
+        first_format: None,
         ended: false,
     };
     let (first, _) = events.next_line()?;
-    let header = header(&first).map_err(|reason| {
+    let (header, schema) = header(&first).map_err(|reason| {
         Error::Usage(format!("{} is not a recording of ecoprobe: {reason}", path.display()))
     })?;
     events.shape.begin(&header).map_err(|reason| events.broken(reason))?;
+    events.first_format = (schema == SCHEMA_1).then(v1::Reader::default);
     Ok((header, events))
 }
 
-fn header(line: &[u8]) -> Result<Header, String> {
+/// The header, and the version of the format.
+fn header(line: &[u8]) -> Result<(Header, String), String> {
     /// What every version of the format has in its first line.
     #[derive(Deserialize)]
     struct AnyHeader {
@@ -133,14 +163,16 @@ fn header(line: &[u8]) -> Result<Header, String> {
     if any.r#type != "header" || !any.schema.starts_with("ecoprobe.recording/") {
         return Err("its first line is not a header; make one with --record FILE".into());
     }
-    if any.schema != RECORDING_SCHEMA {
+    if ![SCHEMA, SCHEMA_1].contains(&&*any.schema) {
         return Err(format!(
-            "its format is {}, and this version reads {RECORDING_SCHEMA}; replay it with the \
+            "its format is {}, and this version reads {SCHEMA_1} and {SCHEMA}; replay it with the \
              version that made it",
             any.schema
         ));
     }
-    serde_json::from_slice(line).map_err(|error| format!("its header cannot be read: {error}"))
+    let header = serde_json::from_slice(line);
+    let header = header.map_err(|error| format!("its header cannot be read: {error}"))?;
+    Ok((header, any.schema))
 }
 
 /// The events of a recording after its header, checked against it.
@@ -154,6 +186,8 @@ pub struct Events {
     /// Number of the line last read, from 1.
     line: u64,
     shape: Shape,
+    /// Reads the lines of the first format.
+    first_format: Option<v1::Reader>,
     ended: bool,
 }
 
@@ -176,7 +210,11 @@ impl Events {
         if line.is_empty() {
             return Ok(None);
         }
-        let event = match serde_json::from_slice(&line) {
+        let event = match &mut self.first_format {
+            Some(reader) => reader.event(&line),
+            None => serde_json::from_slice(&line),
+        };
+        let event = match event {
             Ok(event) => event,
             Err(_) if !whole => {
                 let message = format!("the recording was cut off in line {}", self.line);
@@ -214,7 +252,7 @@ impl Events {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::fs;
 
     use proptest::prelude::*;
@@ -222,14 +260,15 @@ mod tests {
     use super::shape::is_amount;
     use super::*;
     use crate::base::Component;
+    use crate::base::{User, WorkloadId};
+    use crate::event::settings::Settings;
     use crate::event::sources::*;
     use crate::event::*;
 
-    fn header_of(packages: usize, max_watts: f64) -> Header {
+    pub(in crate::recording) fn header_of(packages: usize, max_watts: f64) -> Header {
         let names = |kind: &str| (0..packages).map(|i| format!("{kind}-{i}")).collect();
         let packages: Vec<String> = names("package");
         Header {
-            schema: RECORDING_SCHEMA.into(),
             version: "0.1.0".into(),
             start: "2026-01-02T03:04:05Z".into(),
             host: Host { name: "n".into(), kernel: "6".into(), cpus: 2, packages: packages.len() },
@@ -263,17 +302,25 @@ mod tests {
         }
     }
 
-    fn sample(mono_ns: u64, slots: usize) -> Event {
+    fn sample(mono_ns: u64, workloads: usize) -> Event {
         let reading = Reading { mono_ns, count: u64::MAX };
-        Event::Sample(Sample {
-            mono_ns,
-            cpu_ns: vec![vec![u64::MAX; slots]],
-            energy: vec![Some(reading)],
-        })
+        let cpu = times(workloads, u64::MAX);
+        Event::Sample(Sample { energy: vec![Some(reading)], ..sample_of(mono_ns, cpu) })
     }
 
-    fn workload(name: &str) -> Event {
+    fn sample_of(mono_ns: u64, cpu: CpuTimes) -> Sample {
+        Sample { mono_ns, ends_window: !mono_ns.is_multiple_of(3), cpu, energy: Vec::new() }
+    }
+
+    fn times(workloads: usize, ns: u64) -> CpuTimes {
+        let workloads = (1..=workloads as u64).map(|id| (WorkloadId(id), ns)).collect();
+        let packages = vec![PackageTime { idle: ns, other: ns, workloads }];
+        CpuTimes { packages, unplaced: PackageTime::default() }
+    }
+
+    pub(in crate::recording) fn workload(name: &str) -> Event {
         Event::Workload(Workload {
+            id: WorkloadId(1),
             name: name.into(),
             cgroup: format!("/{name}"),
             cgroup_id: u64::MAX,
@@ -282,8 +329,9 @@ mod tests {
         })
     }
 
-    fn gpu(millijoules: f64, slot: usize) -> Event {
-        let usage = GpuUsage { slot, weight: 5e-324, busy_seconds: None, holds: true };
+    fn gpu(millijoules: f64, id: u64) -> Event {
+        let user = if id == 0 { User::Other } else { User::Workload(WorkloadId(id)) };
+        let usage = GpuUsage { user, weight: 5e-324, busy_seconds: None, holds: true };
         Event::Gpu(GpuWindow {
             uuid: "GPU-1".into(),
             from_ns: 0,
@@ -324,10 +372,11 @@ mod tests {
         vec![
             Event::Header(Box::new(header_of(1, f64::MAX))),
             workload("ジョブ"),
-            sample(1, 3),
-            gpu(f64::MIN_POSITIVE, 2),
+            sample(1, 1),
+            gpu(f64::MIN_POSITIVE, 1),
             Event::Warning { message: "\u{0}\u{2028}\x1b".into() },
-            Event::Sample(Sample { mono_ns: u64::MAX, cpu_ns: vec![vec![]], energy: vec![None] }),
+            Event::Sample(Sample { energy: vec![None], ..sample_of(u64::MAX, times(0, 7)) }),
+            Event::Ended { id: WorkloadId(1) },
         ]
     }
 
@@ -346,9 +395,9 @@ mod tests {
             counts in proptest::collection::vec(any::<u64>(), 3),
         ) {
             let file = tempfile::NamedTempFile::new().unwrap();
-            let cpu_ns = vec![counts.clone()];
             let reading = Reading { mono_ns: counts[0], count: counts[1] };
-            let sample = Sample { mono_ns: counts[2], cpu_ns, energy: vec![Some(reading)] };
+            let energy = vec![Some(reading)];
+            let sample = Sample { energy, ..sample_of(counts[2], times(1, counts[0])) };
             let header = Event::Header(Box::new(header_of(1, watts)));
             let events = [header, workload("a"), Event::Sample(sample), gpu(millijoules, 0)];
             record(file.path(), &events);
@@ -386,8 +435,8 @@ mod tests {
         {
             assert!(refused(contents).contains("not a recording of ecoprobe"), "{contents:?}");
         }
-        let newer = refused(b"{\"type\":\"header\",\"schema\":\"ecoprobe.recording/2\"}\n");
-        assert!(newer.contains("its format is ecoprobe.recording/2"), "{newer}");
+        let newer = refused(b"{\"type\":\"header\",\"schema\":\"ecoprobe.recording/3\"}\n");
+        assert!(newer.contains("its format is ecoprobe.recording/3"), "{newer}");
         assert!(refused(&vec![b'['; 1 << 20]).contains("not a recording"));
     }
 
@@ -399,19 +448,23 @@ mod tests {
 
     #[test]
     fn lines_that_contradict_the_header_are_named() {
-        let line = |event: &Event| serde_json::to_string(event).unwrap() + "\n";
+        let line = |event: &Event| String::from_utf8(super::line(event).unwrap()).unwrap() + "\n";
         let start = line(&Event::Header(Box::new(header_of(1, 500.0)))) + &line(&workload("a"));
-        let rows = |cpu_ns, energy| line(&Event::Sample(Sample { mono_ns: 5, cpu_ns, energy }));
+        let rows = |cpu, energy| line(&Event::Sample(Sample { energy, ..sample_of(5, cpu) }));
         for (bad, reason) in [
             ("garbage\n".to_owned(), "expected value"),
             ("\n".to_owned(), "it is empty"),
             ("{\"type\":\"unheard-of\"}\n".to_owned(), "unknown variant"),
-            (rows(vec![], vec![None]), "CPU time of 0 packages where the header has 1"),
-            (rows(vec![vec![]], vec![]), "0 energy readings where the header has 1"),
-            (rows(vec![vec![0, 0, 0, 1]], vec![None]), "was not introduced"),
+            (
+                rows(CpuTimes::default(), vec![None]),
+                "CPU time of 0 packages where the header has 1",
+            ),
+            (rows(times(0, 1), vec![]), "0 energy readings where the header has 1"),
+            (rows(times(2, 1), vec![None]), "was not introduced"),
             (line(&sample(1, 0)) + &line(&sample(1, 0)), "no later than"),
+            (line(&Event::Ended { id: WorkloadId(9) }), "was not introduced"),
             (line(&gpu(1.0, 3)), "was not introduced"),
-            (line(&gpu(-1.0, 2)), "no amount"),
+            (line(&gpu(-1.0, 1)), "no amount"),
             (line(&Event::Header(Box::new(header_of(1, 1.0)))), "a second header"),
         ] {
             let text = format!("{start}{bad}{}", line(&workload("b")));
@@ -463,8 +516,9 @@ mod tests {
         let mut recorder = Recorder::create(Path::new("/dev/full")).unwrap();
         let mut errors = Vec::new();
         errors.extend(recorder.write(&Event::Header(Box::new(header_of(1, 500.0)))).err());
-        for mono_ns in 0..10_000 {
-            errors.extend(recorder.write(&sample(mono_ns, 2)).err());
+        errors.extend(recorder.write(&workload("a")).err());
+        for mono_ns in 1..10_000 {
+            errors.extend(recorder.write(&sample(mono_ns, 1)).err());
         }
         errors.extend(recorder.finish().err());
         let [error] = &errors[..] else { panic!("{errors:?}") };

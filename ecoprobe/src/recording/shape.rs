@@ -1,6 +1,11 @@
 //! What makes a sequence of events a recording.
 
-use crate::event::{Event, GpuWindow, Header, SLOT_FIRST, Sample};
+use std::collections::HashSet;
+
+use crate::base::{User, WorkloadId};
+use crate::event::{Event, GpuWindow, Header, Sample};
+
+pub(super) const UNKNOWN_GPU_USER: &str = "GPU usage of a workload that was not introduced";
 
 /// What the events so far allow the next one to be. Reader and writer check the same, so that what
 /// was recorded can be replayed, and nothing behind the reader meets an index that leads nowhere.
@@ -8,7 +13,7 @@ use crate::event::{Event, GpuWindow, Header, SLOT_FIRST, Sample};
 pub(super) struct Shape {
     /// Packages and domains; `None` before the header.
     header: Option<(usize, usize)>,
-    workloads: usize,
+    workloads: HashSet<WorkloadId>,
     /// Of the newest sample.
     mono_ns: Option<u64>,
 }
@@ -19,7 +24,17 @@ impl Shape {
             (Event::Header(header), None) => self.begin(header)?,
             (Event::Header(_), Some(_)) => return Err("a second header".into()),
             (_, None) => return Err("an event before the header".into()),
-            (Event::Workload(_), _) => self.workloads += 1,
+            (Event::Workload(workload), _) => {
+                if workload.id == WorkloadId(0) {
+                    return Err("a workload whose id is 0".into());
+                }
+                self.workloads.insert(workload.id);
+            }
+            (Event::Ended { id }, _) => {
+                if !self.workloads.contains(id) {
+                    return Err("the end of a workload that was not introduced".into());
+                }
+            }
             (Event::Sample(sample), Some((packages, domains))) => {
                 self.check_sample(sample, packages, domains)?;
                 self.mono_ns = Some(sample.mono_ns);
@@ -36,20 +51,17 @@ impl Shape {
         Ok(())
     }
 
-    fn slots(&self) -> usize {
-        SLOT_FIRST + self.workloads
-    }
-
     fn check_sample(&self, sample: &Sample, packages: usize, domains: usize) -> Result<(), String> {
-        let (rows, readings) = (sample.cpu_ns.len(), sample.energy.len());
+        let (rows, readings) = (sample.cpu.packages.len(), sample.energy.len());
         if rows != packages {
             return Err(format!("CPU time of {rows} packages where the header has {packages}"));
         }
         if readings != domains {
             return Err(format!("{readings} energy readings where the header has {domains}"));
         }
-        let unknown = |row: &Vec<u64>| row.iter().skip(self.slots()).any(|ns| *ns > 0);
-        if sample.cpu_ns.iter().any(unknown) {
+        let times = sample.cpu.packages.iter().chain([&sample.cpu.unplaced]);
+        let mut ids = times.flat_map(|time| &time.workloads).map(|(id, _)| id);
+        if ids.any(|id| !self.workloads.contains(id)) {
             return Err("CPU time of a workload that was not introduced".into());
         }
         if self.mono_ns.is_some_and(|before| sample.mono_ns <= before) {
@@ -66,8 +78,8 @@ impl Shape {
             return Err("a GPU window with a figure that is no amount".into());
         }
         for usage in &window.usage {
-            if usage.slot >= self.slots() {
-                return Err("GPU usage of a workload that was not introduced".into());
+            if matches!(usage.user, User::Workload(id) if !self.workloads.contains(&id)) {
+                return Err(UNKNOWN_GPU_USER.into());
             }
             if !is_amount(usage.weight) || !usage.busy_seconds.is_none_or(is_amount) {
                 return Err("GPU usage that is no amount".into());

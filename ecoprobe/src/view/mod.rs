@@ -1,3 +1,258 @@
-//! What is shown: the report and the windows.
+//! What is shown: the books laid out as the report and as windows. The outside schema lives in
+//! [`report`]; nothing left of here knows it.
 
 pub mod report;
+#[cfg(test)]
+mod tests;
+
+use crate::base::own::Own;
+use crate::base::{Component, Joules, Seconds, WorkloadId};
+use crate::carbon;
+use crate::energy::books::{Bill, Books, Known, Member, Sums, Totals, WindowSums};
+use crate::energy::model::StaticPower;
+use crate::event::settings::IdlePolicy;
+use crate::event::sources::StaticPowerKind;
+use report::{
+    Books as ComponentBooks, Node, REPORT_SCHEMA, Report, Sources, StaticPowerSource, Window,
+    WindowReport, WindowWorkload, WorkloadEnergy, WorkloadGpu, WorkloadReport,
+};
+
+/// Less CPU time than this outside of every counter is not worth a word: of all, and at least.
+const UNCOVERED_PART: f64 = 0.001;
+const UNCOVERED: Seconds = Seconds(0.001);
+
+/// The report of the run so far, with everything posted as it is known now.
+pub(crate) fn report(books: &mut Books, own: Own) -> Report {
+    books.correct();
+    let books = &*books;
+    let header = books.header();
+    let totals = books.totals();
+    let run = books.length();
+    let mut workloads_j = [Joules(0.0); Component::COUNT];
+    let members = books.roster().members();
+    let workloads = members.iter().map(|(id, member)| {
+        let bills = books.bills(*id);
+        for (sum, bill) in workloads_j.iter_mut().zip(&bills) {
+            *sum += bill.dynamic + bill.idle;
+        }
+        workload(books, *id, member, &totals, &bills, run)
+    });
+    let workloads: Vec<_> = workloads.collect();
+    Report {
+        schema: REPORT_SCHEMA,
+        host: (&header.host).into(),
+        window: Window { start: header.start.clone(), seconds: run.0, samples: books.samples() },
+        sources: Sources::new(&header.sources, static_power(books)),
+        node: node(&totals, &workloads_j),
+        workloads,
+        own,
+        warnings: books.warnings(),
+    }
+}
+
+fn workload(
+    books: &Books,
+    id: WorkloadId,
+    member: &Member,
+    totals: &Totals,
+    bills: &[Bill; Component::COUNT],
+    run: Seconds,
+) -> WorkloadReport {
+    let settings = &books.header().settings;
+    let measured = Component::ALL.map(|component| {
+        totals[component as usize].measured.is_some() && !is_uncovered(member, component)
+    });
+    let energy_j = energy(books, measured, bills);
+    let pue = settings.pue.unwrap_or(1.0);
+    let billed = |rate: Option<f64>, figure: fn(Joules, f64, f64) -> f64| {
+        Some(figure(energy_j.total.map(Joules)?, rate?, pue))
+    };
+    let gpus = books.devices(id).map(|device| WorkloadGpu {
+        uuid: device.uuid.to_owned(),
+        energy_j: device.joules.0,
+        method: device.method,
+    });
+    WorkloadReport {
+        name: member.workload.name.clone(),
+        cgroup: member.workload.cgroup.clone(),
+        cgroup_id: member.workload.cgroup_id,
+        kind: member.workload.kind,
+        labels: member.workload.labels.clone(),
+        cpu_seconds: Seconds::from_ns(member.cpu_ns).0,
+        gpu_seconds: books.gpu_seconds(id),
+        energy_j,
+        partial: partial(books, member),
+        mean_power_w: mean_power(energy_j.total, run),
+        emissions_g: billed(settings.carbon_intensity, carbon::emissions_grams),
+        cost: billed(settings.price, carbon::cost),
+        gpus: gpus.collect(),
+    }
+}
+
+/// All of its CPU time was where no counter of that component is: its figure is not 0, it is not known.
+fn is_uncovered(member: &Member, component: Component) -> bool {
+    let coverage = member.coverage[component as usize];
+    coverage.covered_ns == 0 && coverage.uncovered_ns > 0
+}
+
+/// What a workload's energy leaves out, and why.
+fn partial(books: &Books, member: &Member) -> Option<String> {
+    let total = Seconds::from_ns(member.cpu_ns);
+    let worth_saying = |ns: u64| {
+        let time = Seconds::from_ns(ns);
+        time >= UNCOVERED && time.0 >= UNCOVERED_PART * total.0
+    };
+    let uncovered = books.roster().uncovered(member).filter(|(_, ns)| worth_saying(*ns));
+    let mut left_out: Vec<String> = uncovered
+        .map(|(place, ns)| {
+            let time = Seconds::from_ns(ns);
+            let place = place.map_or_else(
+                || "CPUs whose package is not known".to_owned(),
+                |package| format!("{package}, which has no energy counter"),
+            );
+            format!("{:.3} of {:.3} CPU-seconds were on {place}", time.0, total.0)
+        })
+        .collect();
+    let dram = member.coverage[Component::Dram as usize];
+    if left_out.is_empty() && worth_saying(dram.uncovered_ns) {
+        left_out.push(format!(
+            "{:.3} of {:.3} CPU-seconds were on packages whose memory has no energy counter",
+            Seconds::from_ns(dram.uncovered_ns).0,
+            total.0
+        ));
+    }
+    (!left_out.is_empty()).then(|| left_out.join("; "))
+}
+
+/// The pieces of what a workload is billed; their sum is its total.
+fn energy(
+    books: &Books,
+    measured: [bool; Component::COUNT],
+    bills: &[Bill; Component::COUNT],
+) -> WorkloadEnergy {
+    let figure = |component: Component, figure: fn(&Bill) -> Joules| {
+        let index = component as usize;
+        measured[index].then(|| figure(&bills[index]).0)
+    };
+    let dynamic = |component| figure(component, |bill| bill.dynamic);
+    let idle = |component| figure(component, |bill| bill.idle);
+    let settings = &books.header().settings;
+    let idle_share = match settings.idle {
+        IdlePolicy::Share => sum(Component::ALL.map(idle)),
+        IdlePolicy::Separate if settings.gpu_idle_to_holders => idle(Component::Gpu),
+        IdlePolicy::Separate => None,
+    };
+    let (cpu, dram) = (dynamic(Component::Cpu), dynamic(Component::Dram));
+    let gpu = dynamic(Component::Gpu).filter(|_| books.gpu_users_known());
+    let total = sum([cpu, dram, gpu, idle_share]);
+    WorkloadEnergy { cpu, dram, gpu, idle_share, total }
+}
+
+fn node(totals: &Totals, workloads_j: &[Joules; Component::COUNT]) -> Node {
+    let books = |component: Component| {
+        let index = component as usize;
+        let Sums { measured: Some(measured), idle, unattributed, other } = totals[index] else {
+            return ComponentBooks::default();
+        };
+        ComponentBooks {
+            measured_j: Some(measured.0),
+            idle_j: Some(idle.0),
+            workloads_j: Some(workloads_j[index].0),
+            other_j: Some((other.dynamic + other.idle).0),
+            unattributed_j: Some(unattributed.0),
+        }
+    };
+    let [cpu, dram, gpu] = Component::ALL.map(books);
+    Node { cpu, dram, gpu }
+}
+
+/// The newest window, split with the static power as it was known then; `None` before there is one.
+pub(crate) fn window(books: &Books) -> Option<WindowReport> {
+    let window = books.window()?;
+    let totals = Component::ALL.map(|component| {
+        let index = component as usize;
+        Sums {
+            measured: window.measured[index],
+            idle: window.idle[index],
+            unattributed: window.unattributed[index],
+            other: window.other[index],
+        }
+    });
+    let mut workloads_j = [Joules(0.0); Component::COUNT];
+    let members = books.roster().members();
+    let workloads = members.iter().map(|(id, member)| {
+        let bills = window.workloads.get(id).copied().unwrap_or_default();
+        for (sum, bill) in workloads_j.iter_mut().zip(&bills) {
+            *sum += bill.dynamic + bill.idle;
+        }
+        let measured = Component::ALL.map(|component| {
+            totals[component as usize].measured.is_some() && !is_uncovered(member, component)
+        });
+        let energy_j = energy(books, measured, &bills);
+        WindowWorkload {
+            name: member.workload.name.clone(),
+            cpu_seconds: window.cpu_ns.get(id).copied().unwrap_or(0) as f64 * 1e-9,
+            energy_j,
+            mean_power_w: window_power(window, energy_j),
+        }
+    });
+    let workloads: Vec<_> = workloads.collect();
+    Some(WindowReport {
+        kind: "window",
+        start_s: Seconds::from_ns(window.from_ns - window.first_ns).0,
+        seconds: window.time().0,
+        node: node(&totals, &workloads_j),
+        workloads,
+        static_power_w: static_power(books).watts,
+        resolution_ms: window.resolution.map(|resolution| resolution.0 * 1e3),
+    })
+}
+
+/// A GPU's joules are over by the time that they are known: they are set against the time that they
+/// are about.
+fn window_power(window: &WindowSums, energy: WorkloadEnergy) -> Option<f64> {
+    let gpu_time = window.gpu_time.0;
+    let gpu = energy.gpu.filter(|joules| *joules > 0.0 && gpu_time > 0.0).unwrap_or(0.0);
+    let gpu_power = if gpu > 0.0 { gpu / gpu_time } else { 0.0 };
+    let others = energy.total.map(|total| total - gpu);
+    mean_power(others, window.time()).map(|power| power + gpu_power)
+}
+
+fn static_power(books: &Books) -> StaticPowerSource {
+    let mut source = StaticPowerSource::default();
+    // Of packages, and of GPUs.
+    let mut kinds = [const { Vec::new() }; 2];
+    for (component, Known { domain, power, beforehand }) in books.static_power() {
+        let watts = power.watts().map(|watts| watts.0);
+        source.watts.insert(domain.to_owned(), watts);
+        if let StaticPower::Calibrated { stderr, .. } = power {
+            source.stderr_watts.insert(domain.to_owned(), stderr.0);
+        }
+        let learned = watts.map_or(StaticPowerKind::None, |_| StaticPowerKind::Calibrated);
+        match component {
+            Component::Cpu => kinds[0].push(beforehand.unwrap_or(learned)),
+            Component::Gpu => kinds[1].push(beforehand.unwrap_or(learned)),
+            Component::Dram => {}
+        }
+    }
+    let least_sure = [
+        StaticPowerKind::None,
+        StaticPowerKind::Calibrated,
+        StaticPowerKind::Estimate,
+        StaticPowerKind::Given,
+    ];
+    if let Some(kinds) = kinds.iter().find(|kinds| !kinds.is_empty()) {
+        let found = least_sure.into_iter().find(|kind| kinds.contains(kind));
+        source.kind = found.unwrap_or(StaticPowerKind::None);
+    }
+    source
+}
+
+/// The sum of what is there; `None` if nothing is.
+fn sum<const N: usize>(pieces: [Option<f64>; N]) -> Option<f64> {
+    pieces.into_iter().flatten().reduce(|sum, piece| sum + piece)
+}
+
+fn mean_power(joules: Option<f64>, time: Seconds) -> Option<f64> {
+    joules.filter(|_| time.0 > 0.0).map(|joules| joules / time.0)
+}

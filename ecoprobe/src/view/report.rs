@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::base::own::Own;
-use crate::event::sources::{Host, Sources};
+use crate::event::sources::{self, CpuEnergyKind, GpuEnergyKind, GpuReadMethod, StaticPowerKind};
 use crate::event::{GpuMethod, WorkloadKind};
 
 pub const REPORT_SCHEMA: &str = "ecoprobe.report/1";
@@ -25,11 +25,95 @@ pub struct Report {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Host {
+    pub name: String,
+    pub kernel: String,
+    pub cpus: usize,
+    pub packages: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Window {
     /// RFC 3339.
     pub start: String,
     pub seconds: f64,
     pub samples: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Sources {
+    pub cpu_time: CpuTimeSource,
+    pub cpu_energy: CpuEnergySource,
+    pub gpu_energy: GpuEnergySource,
+    pub static_power: StaticPowerSource,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CpuTimeSource {
+    /// Always "ebpf".
+    pub kind: String,
+    /// "tp_btf/sched_switch" or "raw_tp/sched_switch".
+    pub hook: String,
+    /// "v2", "v1" or "hybrid": what is mounted on this host.
+    pub hierarchy: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CpuEnergySource {
+    pub kind: CpuEnergyKind,
+    pub domains: Vec<String>,
+    /// For an estimate: which figures it rests on, in words. Absent for a measurement.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub basis: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GpuEnergySource {
+    pub kind: GpuEnergyKind,
+    pub devices: Vec<GpuDevice>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GpuDevice {
+    pub uuid: String,
+    pub name: String,
+    pub index: u32,
+    pub method: GpuReadMethod,
+}
+
+/// `kind` is that of the packages (of the GPUs, if there are no packages): the least sure of them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct StaticPowerSource {
+    pub kind: StaticPowerKind,
+    /// By domain; `null` where it could not be told.
+    pub watts: BTreeMap<String, Option<f64>>,
+    /// Standard error of each calibrated figure, watts.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub stderr_watts: BTreeMap<String, f64>,
+}
+
+impl From<&sources::Host> for Host {
+    fn from(host: &sources::Host) -> Self {
+        let sources::Host { name, kernel, cpus, packages } = host.clone();
+        Self { name, kernel, cpus, packages }
+    }
+}
+
+impl Sources {
+    /// With what has become known of the static power.
+    pub(super) fn new(sources: &sources::Sources, static_power: StaticPowerSource) -> Self {
+        let sources::Sources { cpu_time, cpu_energy, gpu_energy, .. } = sources.clone();
+        let sources::CpuTimeSource { kind, hook, hierarchy } = cpu_time;
+        let cpu_time = CpuTimeSource { kind, hook, hierarchy };
+        let sources::CpuEnergySource { kind, domains, basis } = cpu_energy;
+        let cpu_energy = CpuEnergySource { kind, domains, basis };
+        let devices = gpu_energy.devices.into_iter().map(|device| {
+            let sources::GpuDevice { uuid, name, index, method } = device;
+            GpuDevice { uuid, name, index, method }
+        });
+        let gpu_energy = GpuEnergySource { kind: gpu_energy.kind, devices: devices.collect() };
+        Self { cpu_time, cpu_energy, gpu_energy, static_power }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -67,6 +151,8 @@ pub struct WorkloadReport {
     /// Seconds that it kept a GPU busy, all devices together.
     pub gpu_seconds: Option<f64>,
     pub energy_j: WorkloadEnergy,
+    /// What the figures leave out, and why.
+    pub partial: Option<String>,
     /// `energy_j.total` over the report's window.
     pub mean_power_w: Option<f64>,
     pub emissions_g: Option<f64>,

@@ -11,8 +11,10 @@ use super::hierarchy::{Hierarchies, Hierarchy, clean};
 use super::metadata::{self, Identity};
 use super::pods::Pods;
 use super::tree::{self, Node};
-use crate::base::error::Error;
+use crate::base::{Error, WorkloadId};
 use crate::event::Workload;
+
+static NEXT_ID: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
 
 /// How many names an error or a warning lists.
 const LISTED: usize = 8;
@@ -421,6 +423,7 @@ fn workload(name: &str, hierarchy: &Hierarchy, node: &Node, pods: &Pods) -> Work
         metadata.labels.insert("pod".into(), pod.name.clone());
     }
     Workload {
+        id: WorkloadId(NEXT_ID.fetch_add(1, std::sync::atomic::Ordering::Relaxed)),
         name: name.to_owned(),
         cgroup,
         cgroup_id: node.id,

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use super::Roots;
 use super::hierarchy::{Hierarchies, Hierarchy};
 use super::tree::{self, Node};
-use crate::base::error::Error;
+use crate::base::{Error, WorkloadId};
 use crate::event::{Workload, WorkloadKind};
 
 /// Followed by the pid of the ecoprobe that made it.
@@ -106,8 +106,9 @@ impl Scope {
     }
 
     /// The cgroup as a workload that is called `name`.
-    pub fn workload(&self, name: &str) -> Workload {
+    pub fn workload(&self, id: WorkloadId, name: &str) -> Workload {
         Workload {
+            id,
             name: name.to_owned(),
             cgroup: self.hierarchy.cgroup(&self.node.path),
             cgroup_id: self.node.id,

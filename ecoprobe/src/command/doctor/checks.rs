@@ -9,7 +9,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use super::{Abilities, Check, Group, Level};
 use crate::base::Component;
-use crate::cli::DoctorArgs;
+use crate::config::Doctor;
 use crate::event::sources::{CpuEnergyKind, GpuDevice, GpuReadMethod};
 use crate::host::Roots;
 use crate::host::cpu::CpuModel;
@@ -28,11 +28,11 @@ use crate::meter::rapl::powercap::PowercapMeter;
 const AS_ROOT: &str = "run as root: sudo ecoprobe ...";
 
 /// Every check, and what follows from them.
-pub(super) fn run(args: &DoctorArgs) -> (Vec<Group>, Abilities) {
-    let roots = args.roots.host();
-    let (time, cpu_time) = cpu_time(&roots);
-    let (energy, cpu_energy, dram_energy) = cpu_energy(&roots);
-    let (gpu, gpu_energy) = gpu_energy(args);
+pub(super) fn run(config: &Doctor) -> (Vec<Group>, Abilities) {
+    let roots = &config.roots;
+    let (time, cpu_time) = cpu_time(roots);
+    let (energy, cpu_energy, dram_energy) = cpu_energy(roots);
+    let (gpu, gpu_energy) = gpu_energy(config);
     let groups = vec![
         Group { name: "CPU time", checks: time },
         Group { name: "CPU energy", checks: energy },
@@ -343,16 +343,16 @@ fn processor(cpu: &CpuModel, topology: &Topology, kind: CpuEnergyKind) -> Check 
     }
 }
 
-fn gpu_energy(args: &DoctorArgs) -> (Vec<Check>, bool) {
-    let library = nvml_library(args.nvml_lib.as_deref());
-    let driver = driver(&args.roots.procfs);
+fn gpu_energy(config: &Doctor) -> (Vec<Check>, bool) {
+    let library = nvml_library(config.nvml_lib.as_deref());
+    let driver = driver(&config.roots.procfs);
     // A library that was named may bring its own driver; without one, there is nothing to start.
-    let start = library.found && (driver.found || args.nvml_lib.is_some());
+    let start = library.found && (driver.found || config.nvml_lib.is_some());
     let mut checks = vec![driver, library];
     if !start {
         return (checks, false);
     }
-    match inspect(args.nvml_lib.as_deref(), &args.roots.procfs) {
+    match inspect(config.nvml_lib.as_deref(), &config.roots.procfs) {
         Ok(offer) => {
             let can = offer.devices.iter().any(Result::is_ok);
             checks.extend(nvml(&offer));

@@ -10,9 +10,10 @@ use nix::sys::signal::Signal;
 
 use self::child::{Child, Signals};
 use super::measure::{Measurement, Wake, runtime};
+use crate::base::WorkloadId;
 use crate::base::error::EXIT_FAILED;
-use crate::cli::RunArgs;
 use crate::collector::Collector;
+use crate::config;
 use crate::output;
 use crate::workload::hierarchy::Hierarchies;
 use crate::workload::scope::{Scope, clean_up_stale};
@@ -20,25 +21,24 @@ use crate::workload::scope::{Scope, clean_up_stale};
 /// How long the command has to end after --duration has passed.
 const GRACE: Duration = Duration::from_secs(10);
 
-pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    output::distinct(args.measure.record.as_deref(), &args.measure.output)?;
-    let roots = args.measure.roots.host();
-    clean_up_stale(&Hierarchies::find(&roots)?);
-    let output = output::open_quiet(&args.measure.output)?;
-    let scope = Scope::create(&roots)?;
-    runtime()?.block_on(measure(args, scope, output))
+pub(super) fn run(config: &config::Run) -> anyhow::Result<ExitCode> {
+    let roots = &config.measure.collect.roots;
+    clean_up_stale(&Hierarchies::find(roots)?);
+    let output = output::open_quiet(&config.measure.output)?;
+    let scope = Scope::create(roots)?;
+    runtime()?.block_on(measure(config, scope, output))
 }
 
 async fn measure(
-    args: &RunArgs,
+    config: &config::Run,
     scope: Scope,
     output: Box<dyn output::Output>,
 ) -> anyhow::Result<ExitCode> {
     let signals = Signals::listen()?;
-    let workload = scope.workload(&name(args));
-    let collector = Collector::open(&args.measure, scope.hierarchy(), &[workload])?;
-    let mut run = Measurement::start(&args.measure, collector, output, signals)?;
-    let mut child = match Child::spawn(&args.command, &scope) {
+    let workload = scope.workload(WorkloadId(1), &name(config));
+    let opened = Collector::open(&config.measure.collect, scope.hierarchy(), 1)?;
+    let mut run = Measurement::start(&config.measure, opened, &[workload], output, signals)?;
+    let mut child = match Child::spawn(&config.command, &scope) {
         Ok(child) => child,
         Err(error) => {
             output::note(&error.to_string());
@@ -62,11 +62,18 @@ async fn until_it_ends(run: &mut Measurement, child: &mut Child) -> anyhow::Resu
             wake = run.next() => wake?,
         };
         match wake {
-            Wake::Tick => run.tick(),
-            Wake::Signal(signal) => child.forward(signal)?,
+            Wake::Tick(due) => run.tick(due),
+            // One that may not be signalled (it has taken other rights) goes on, and so does the run.
+            Wake::Signal(signal) => {
+                if let Err(error) = child.forward(signal) {
+                    run.warn(format!("{signal} could not be passed on to the command: {error}"));
+                }
+            }
             Wake::Cgroups(_) => {}
             Wake::Deadline => {
-                child.forward(Signal::SIGTERM)?;
+                if let Err(error) = child.forward(Signal::SIGTERM) {
+                    run.warn(format!("the command could not be ended: {error}"));
+                }
                 let Ok(status) = tokio::time::timeout(GRACE, child.wait()).await else {
                     child.forward(Signal::SIGKILL)?;
                     return Ok(child.wait().await?);
@@ -78,8 +85,8 @@ async fn until_it_ends(run: &mut Measurement, child: &mut Child) -> anyhow::Resu
 }
 
 /// The command's own name, without its directory.
-fn name(args: &RunArgs) -> String {
-    let command = args.command.first().map(Path::new);
+fn name(config: &config::Run) -> String {
+    let command = config.command.first().map(Path::new);
     let name = command.and_then(Path::file_name).unwrap_or_default();
     name.to_string_lossy().into_owned()
 }

@@ -258,9 +258,23 @@ pub(super) fn shares(
             GpuMethod::Memory | GpuMethod::Mig => None,
         };
         let holds = after.holders.contains_key(owner) || before.holders.contains_key(owner);
-        shares.usage.push(GpuUsage { slot, weight, busy_seconds, holds });
+        shares.usage.push(GpuUsage { user: temporary_user(slot), weight, busy_seconds, holds });
     }
     shares
+}
+
+pub(super) fn temporary_user(slot: usize) -> crate::base::User {
+    match slot.checked_sub(crate::event::SLOT_FIRST) {
+        None => crate::base::User::Other,
+        Some(index) => crate::base::User::Workload(crate::base::WorkloadId(index as u64 + 1)),
+    }
+}
+
+pub(super) fn temporary_slot(user: crate::base::User) -> usize {
+    match user {
+        crate::base::User::Other => crate::event::SLOT_OTHER,
+        crate::base::User::Workload(id) => id.0 as usize - 1 + crate::event::SLOT_FIRST,
+    }
 }
 
 #[cfg(test)]
@@ -282,7 +296,7 @@ mod tests {
     }
 
     fn weights(shares: &Shares) -> Vec<(usize, f64)> {
-        shares.usage.iter().map(|usage| (usage.slot, usage.weight)).collect()
+        shares.usage.iter().map(|usage| (temporary_slot(usage.user), usage.weight)).collect()
     }
 
     #[test]

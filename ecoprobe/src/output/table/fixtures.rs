@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::base::own::*;
+use crate::event::Header;
 use crate::event::WorkloadKind;
-use crate::event::sources::*;
+use crate::event::settings::Settings;
+use crate::event::sources::{self, CpuEnergyKind, GpuEnergyKind, StaticPowerKind};
 use crate::view::report::*;
 
 pub(crate) fn books(measured: f64, idle: f64, workloads: f64, other: f64) -> Books {
@@ -33,6 +35,7 @@ fn workload(name: &str, cpu_seconds: f64, cpu: f64, dram: f64) -> WorkloadReport
             ..WorkloadEnergy::default()
         },
         mean_power_w: Some((cpu + dram) / 60.0),
+        partial: None,
         emissions_g: None,
         cost: None,
         gpus: Vec::new(),
@@ -46,13 +49,17 @@ pub(crate) fn report() -> Report {
         host: Host { name: "node01".into(), kernel: "6.1.0".into(), cpus: 8, packages: 1 },
         window: Window { start: "2026-01-02T03:04:05Z".into(), seconds: 60.0, samples: 61 },
         sources: Sources {
-            cpu_time: CpuTimeSource::ebpf("tp_btf/sched_switch", "v2"),
+            cpu_time: CpuTimeSource {
+                kind: "ebpf".into(),
+                hook: "tp_btf/sched_switch".into(),
+                hierarchy: "v2".into(),
+            },
             cpu_energy: CpuEnergySource {
                 kind: CpuEnergyKind::Perf,
                 domains: vec!["package-0".into(), "dram-0".into()],
                 basis: None,
             },
-            gpu_energy: GpuEnergySource::default(),
+            gpu_energy: GpuEnergySource { kind: GpuEnergyKind::None, devices: Vec::new() },
             static_power: StaticPowerSource {
                 kind: StaticPowerKind::Calibrated,
                 watts: [("package-0".to_owned(), Some(20.0))].into(),
@@ -74,6 +81,7 @@ pub(crate) fn report() -> Report {
             collect_us: Quantiles { p50: Some(45.0), p99: Some(80.0), max: Some(99.0) },
             nvml_us: Quantiles::default(),
             probe: ProbeStats { events: Some(123_456), dropped: Some(0), ns_per_event: None },
+            windows_lost: 0,
         },
         warnings: vec!["dram-0 was unreadable\n\x1b[31mfor 1 s".into()],
     }
@@ -106,5 +114,23 @@ pub(crate) fn window(count: usize) -> WindowReport {
         workloads,
         static_power_w: BTreeMap::new(),
         resolution_ms: None,
+    }
+}
+
+/// What a run begins with.
+pub(crate) fn header() -> Header {
+    Header {
+        version: "0".into(),
+        start: "2026-01-02T03:04:05Z".into(),
+        host: sources::Host { name: "n".into(), kernel: "6".into(), cpus: 2, packages: 1 },
+        sources: sources::Sources {
+            cpu_time: sources::CpuTimeSource::ebpf("tp_btf/sched_switch", "v2"),
+            cpu_energy: sources::CpuEnergySource::default(),
+            gpu_energy: sources::GpuEnergySource::default(),
+            static_power: sources::StaticPowerSource::default(),
+        },
+        packages: vec!["package-0".into()],
+        domains: Vec::new(),
+        settings: Settings::default(),
     }
 }

@@ -4,12 +4,10 @@ use super::grid::{BOLD, Cell, Column, DIM, Grid, LOUD, PLAIN, Paint, Row};
 use super::live::share;
 use crate::base::own::Own;
 use crate::event::GpuMethod;
-use crate::event::sources::{
-    CpuEnergyKind, GpuEnergyKind, GpuReadMethod, Sources, StaticPowerKind,
-};
+use crate::event::sources::{CpuEnergyKind, GpuEnergyKind, GpuReadMethod, StaticPowerKind};
 use crate::output::printable;
 use crate::output::units::{self, MISSING, Quantity};
-use crate::view::report::{Books, Report, WorkloadReport};
+use crate::view::report::{Books, Report, Sources, WorkloadReport};
 
 /// How a report is shown.
 #[derive(Debug)]
@@ -318,7 +316,7 @@ fn own(own: &Own) -> String {
 mod tests {
     use super::super::fixtures::{books, report};
     use super::*;
-    use crate::event::sources::*;
+    use crate::event::sources::{CpuEnergyKind, GpuEnergyKind, GpuReadMethod, StaticPowerKind};
     use crate::view::report::*;
 
     fn text(report: &Report, width: Option<usize>, workloads: usize) -> String {

@@ -41,7 +41,7 @@ impl Alone {
     pub(super) fn note(&mut self, shares: &Shares) {
         let user = match &shares.usage[..] {
             [] => None,
-            [user] => Some(user.slot),
+            [user] => Some(crate::meter::gpu::usage::temporary_slot(user.user)),
             _ => return *self = Self::default(),
         };
         if shares.lost_weight > 0.0 {

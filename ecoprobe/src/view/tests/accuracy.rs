@@ -40,7 +40,7 @@ impl Run {
                 measured += window.node.cpu.measured_j.unwrap_or(0.0);
             }
         }
-        let report = report(&session);
+        let report = report(&mut session);
         assert_adds_up(&report);
         assert!((measured - report.node.cpu.measured_j.unwrap()).abs() < 1e-9 * measured);
         let errors = report.workloads.iter().enumerate().map(|(index, workload)| {
@@ -152,8 +152,10 @@ fn a_counter_that_wraps_every_second_loses_nothing() {
     let mut domain = domain("package-0", Component::Cpu, 0);
     (domain.range, domain.max_watts) = (Some(range), 200.0);
     let mut session = Session::new(header(1, vec![domain]));
+    session.workload(workload("a"));
+    session.workload(workload("b"));
     samples.iter().for_each(|sample| session.sample(sample));
-    let report = report(&session);
+    let report = report(&mut session);
     assert_eq!(report.warnings, [""; 0]);
     let truth = 20.0 * report.window.seconds + (0..4).map(|slot| machine.truth(slot)).sum::<f64>();
     let error = report.node.cpu.measured_j.unwrap() / truth - 1.0;

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::base::User;
 use crate::event::sources::{GpuDevice, GpuReadMethod};
 use crate::event::{Event, GpuMethod, GpuUsage, GpuWindow, Sample};
 
@@ -29,11 +30,16 @@ fn static_watts(watts: f64) -> Settings {
 }
 
 fn sample(ms: u64) -> Sample {
-    Sample { mono_ns: ms * MS, ..Sample::default() }
+    sample_of(ms * MS, &vec![vec![]], vec![])
 }
 
-fn user(slot: usize, weight: f64, busy_seconds: f64) -> GpuUsage {
-    GpuUsage { slot, weight, busy_seconds: Some(busy_seconds), holds: true }
+fn user(id: u64, weight: f64, busy_seconds: f64) -> GpuUsage {
+    GpuUsage {
+        user: User::Workload(WorkloadId(id)),
+        weight,
+        busy_seconds: Some(busy_seconds),
+        holds: true,
+    }
 }
 
 fn window(from_ms: u64, to_ms: u64, joules: f64, usage: &[GpuUsage]) -> GpuWindow {
@@ -60,7 +66,7 @@ fn close(a: Option<f64>, b: f64) {
 #[test]
 fn windows_are_cut_at_the_first_and_the_last_sample() {
     let mut session = with_device(static_watts(50.0));
-    let both = [user(2, 70.0, 0.7), user(3, 30.0, 0.3)];
+    let both = [user(1, 70.0, 0.7), user(2, 30.0, 0.3)];
     session.gpu(&window(0, 500, 1e6, &both));
     // 100 W before the first sample, half of it outside.
     session.gpu(&window(500, 1500, 100.0, &both));
@@ -69,14 +75,14 @@ fn windows_are_cut_at_the_first_and_the_last_sample() {
     let before = session.window().unwrap();
     close(before.node.gpu.measured_j, 50.0);
     // Late news of the window before, and news of the time after the last sample.
-    session.gpu(&window(1500, 2500, 300.0, &[user(2, 1.0, 0.8)]));
-    close(report(&session).node.gpu.measured_j, 200.0);
+    session.gpu(&window(1500, 2500, 300.0, &[user(1, 1.0, 0.8)]));
+    close(report(&mut session).node.gpu.measured_j, 200.0);
     session.sample(&sample(2250));
     let window = session.window().unwrap();
     assert_closed(&window.node);
     close(window.node.gpu.measured_j, 225.0);
 
-    let report = report(&session);
+    let report = report(&mut session);
     assert_adds_up(&report);
     close(report.node.gpu.measured_j, 50.0 + 225.0);
     close(report.node.gpu.idle_j, 50.0 * 1.25);
@@ -95,9 +101,9 @@ fn energy_with_nobody_on_the_device_is_unattributed() {
     session.sample(&sample(0));
     session.gpu(&window(0, 1000, 80.0, &[]));
     session
-        .gpu(&GpuWindow { unknown_users: true, ..window(1000, 2000, 90.0, &[user(2, 1.0, 1.0)]) });
+        .gpu(&GpuWindow { unknown_users: true, ..window(1000, 2000, 90.0, &[user(1, 1.0, 1.0)]) });
     session.sample(&sample(2000));
-    let report = report(&session);
+    let report = report(&mut session);
     assert_adds_up(&report);
     close(report.node.gpu.unattributed_j, 70.0);
     close(report.node.gpu.idle_j, 100.0);
@@ -109,9 +115,9 @@ fn energy_with_nobody_on_the_device_is_unattributed() {
 fn a_counter_that_never_moved_measured_nothing() {
     let mut session = with_device(Settings::default());
     session.sample(&sample(0));
-    session.gpu(&window(0, 2000, 0.0, &[user(2, 1.0, 1.0)]));
+    session.gpu(&window(0, 2000, 0.0, &[user(1, 1.0, 1.0)]));
     session.sample(&sample(2000));
-    let report = report(&session);
+    let report = report(&mut session);
     assert_eq!(report.node.gpu.measured_j, None);
     assert_eq!(report.workloads[0].energy_j.gpu, None);
     assert!(report.warnings.iter().any(|w| w.contains("never moved")), "{:?}", report.warnings);
@@ -122,9 +128,9 @@ fn users_that_cannot_be_told_are_said() {
     for (lost_weight, said) in [(0.5, true), (0.005, false)] {
         let mut session = with_device(static_watts(50.0));
         session.sample(&sample(0));
-        session.gpu(&GpuWindow { lost_weight, ..window(0, 1000, 90.0, &[user(2, 1.0, 1.0)]) });
+        session.gpu(&GpuWindow { lost_weight, ..window(0, 1000, 90.0, &[user(1, 1.0, 1.0)]) });
         session.sample(&sample(1000));
-        let report = report(&session);
+        let report = report(&mut session);
         let warnings = &report.warnings;
         assert_eq!(warnings.iter().any(|w| w.contains("GPU-1: 30.0 J")), said, "{warnings:?}");
     }
@@ -136,7 +142,7 @@ fn users_that_were_never_known_have_no_figure() {
     session.sample(&sample(0));
     session.gpu(&GpuWindow { unknown_users: true, ..window(0, 1000, 80.0, &[]) });
     session.sample(&sample(1000));
-    let report = report(&session);
+    let report = report(&mut session);
     assert_adds_up(&report);
     assert_eq!((report.workloads[0].energy_j.gpu, report.workloads[0].gpu_seconds), (None, None));
     close(report.node.gpu.unattributed_j, 30.0);
@@ -148,11 +154,11 @@ fn idle_energy_goes_to_who_holds_the_device_if_asked() {
     settings.gpu_idle_to_holders = true;
     let mut session = with_device(settings);
     session.sample(&sample(0));
-    let idle_holder = GpuUsage { weight: 0.0, ..user(3, 0.0, 0.0) };
-    session.gpu(&window(0, 1000, 150.0, &[user(2, 1.0, 1.0), idle_holder]));
+    let idle_holder = GpuUsage { weight: 0.0, ..user(2, 0.0, 0.0) };
+    session.gpu(&window(0, 1000, 150.0, &[user(1, 1.0, 1.0), idle_holder]));
     session.gpu(&window(1000, 2000, 50.0, &[]));
     session.sample(&sample(2000));
-    let report = report(&session);
+    let report = report(&mut session);
     assert_adds_up(&report);
     let [a, b] = [0, 1].map(|index| report.workloads[index].energy_j);
     assert_eq!((a.gpu, a.idle_share, a.total), (Some(100.0), Some(25.0), Some(125.0)));
@@ -166,7 +172,7 @@ fn a_device_that_idles_now_and_then_is_calibrated() {
     session.sample(&sample(0));
     for second in 0..20 {
         let busy = second % 4 > 1;
-        let usage = [user(2, 1.0, 0.1)];
+        let usage = [user(1, 1.0, 0.1)];
         for tenth in 0..10 {
             let from = second * 1000 + tenth * 100;
             let joules = if busy { 30.0 } else { 6.0 };
@@ -174,7 +180,7 @@ fn a_device_that_idles_now_and_then_is_calibrated() {
         }
     }
     session.sample(&sample(20_000));
-    let report = report(&session);
+    let report = report(&mut session);
     assert_adds_up(&report);
     assert_eq!(report.sources.static_power.kind, StaticPowerKind::Calibrated);
     close(report.sources.static_power.watts["GPU-1"], 60.0);
@@ -184,7 +190,7 @@ fn a_device_that_idles_now_and_then_is_calibrated() {
 
 #[test]
 fn a_device_that_does_not_say_how_busy_it_is_shows_its_idle_power_only_while_nobody_is_there() {
-    let user = [user(2, 1.0, 0.1)];
+    let user = [user(1, 1.0, 0.1)];
     let run = |idle_from: u64| {
         let mut session = with_device(Settings::default());
         session.sample(&sample(0));
@@ -195,7 +201,7 @@ fn a_device_that_does_not_say_how_busy_it_is_shows_its_idle_power_only_while_nob
             session.gpu(&GpuWindow { busy: None, ..window(from, to, joules, usage) });
         }
         session.sample(&sample(20_000));
-        report(&session)
+        report(&mut session)
     };
     let busy = run(20);
     assert_eq!(busy.sources.static_power.watts["GPU-1"], None);
@@ -210,14 +216,14 @@ fn a_device_that_does_not_say_how_busy_it_is_shows_its_idle_power_only_while_nob
 fn nonsense_windows_are_refused_and_said() {
     let mut session = with_device(static_watts(50.0));
     session.sample(&sample(0));
-    let users = [user(usize::MAX, 1.0, 1.0), user(1, f64::NAN, -1.0), user(2, -3.0, f64::NAN)];
+    let users = [user(u64::MAX, 1.0, 1.0), user(1, f64::NAN, -1.0), user(1, -3.0, f64::NAN)];
     session.gpu(&window(0, 1000, 100.0, &users));
     session.gpu(&window(500, 1500, 100.0, &[]));
     session.gpu(&window(2000, 1500, 100.0, &[]));
     session.gpu(&window(2000, 3000, -1.0, &[]));
     session.gpu(&window(2000, 3000, f64::NAN, &[]));
     session.sample(&sample(3000));
-    let report = report(&session);
+    let report = report(&mut session);
     assert_adds_up(&report);
     close(report.node.gpu.measured_j, 100.0);
     close(report.node.gpu.other_j, 50.0);
@@ -228,11 +234,11 @@ fn nonsense_windows_are_refused_and_said() {
 fn a_device_that_the_header_does_not_name_is_kept_apart() {
     let mut session = with_device(static_watts(0.0));
     session.sample(&sample(0));
-    session.gpu(&window(0, 1000, 100.0, &[user(2, 1.0, 1.0)]));
-    let other = GpuWindow { uuid: "GPU-2".into(), ..window(0, 1000, 60.0, &[user(2, 1.0, 0.5)]) };
+    session.gpu(&window(0, 1000, 100.0, &[user(1, 1.0, 1.0)]));
+    let other = GpuWindow { uuid: "GPU-2".into(), ..window(0, 1000, 60.0, &[user(1, 1.0, 0.5)]) };
     session.apply(&Event::Gpu(other));
     session.sample(&sample(1000));
-    let report = report(&session);
+    let report = report(&mut session);
     assert_adds_up(&report);
     let job = &report.workloads[0];
     let devices: Vec<_> = job.gpus.iter().map(|gpu| (&*gpu.uuid, gpu.energy_j)).collect();
@@ -242,8 +248,13 @@ fn a_device_that_the_header_does_not_name_is_kept_apart() {
 
 fn gpu_windows() -> impl Strategy<Value = Vec<GpuWindow>> {
     let usage = proptest::collection::vec(
-        (0usize..6, 0.0..100.0, proptest::option::of(0.0..1.0), any::<bool>()).prop_map(
-            |(slot, weight, busy_seconds, holds)| GpuUsage { slot, weight, busy_seconds, holds },
+        (0u64..5, 0.0..100.0, proptest::option::of(0.0..1.0), any::<bool>()).prop_map(
+            |(id, weight, busy_seconds, holds)| GpuUsage {
+                user: if id == 0 { User::Other } else { User::Workload(WorkloadId(id)) },
+                weight,
+                busy_seconds,
+                holds,
+            },
         ),
         0..4,
     );
@@ -272,7 +283,7 @@ proptest! {
     ) {
         let mut settings = watts.map_or_else(Settings::default, static_watts);
         settings.gpu_idle_to_holders = holders;
-        settings.idle = if share { crate::event::IdlePolicy::Share } else { Default::default() };
+        settings.idle = if share { crate::event::settings::IdlePolicy::Share } else { Default::default() };
         let (first, last) = (*times.first().unwrap(), *times.last().unwrap());
         let inside = |window: &GpuWindow| {
             let (from, to) = (window.from_ns.max(first * MS), window.to_ns.min(last * MS));
@@ -297,7 +308,7 @@ proptest! {
                 assert_closed(&window.node);
             }
         }
-        let report = report(&session);
+        let report = report(&mut session);
         assert_adds_up(&report);
         let measured = report.node.gpu.measured_j.unwrap_or(0.0);
         prop_assert!((measured - expected).abs() <= 1e-9 * expected.max(1e-9));
@@ -309,9 +320,9 @@ proptest! {
 fn users_that_were_lost_are_billed_to_nobody() {
     let mut session = with_device(static_watts(10.0));
     session.sample(&sample(0));
-    session.gpu(&GpuWindow { lost_weight: 1.0, ..window(0, 1000, 90.0, &[user(2, 1.0, 1.0)]) });
+    session.gpu(&GpuWindow { lost_weight: 1.0, ..window(0, 1000, 90.0, &[user(1, 1.0, 1.0)]) });
     session.sample(&sample(1000));
-    let node = report(&session).node.gpu;
+    let node = report(&mut session).node.gpu;
     close(node.unattributed_j, 40.0);
     close(node.workloads_j, 40.0);
     close(node.idle_j, 10.0);
@@ -326,10 +337,10 @@ fn windows_add_up_to_the_report_where_a_counter_is_late() {
     // Every other reading comes a little before the counter has moved.
     for (index, joules) in [49.0, 81.0, 48.5, 80.0, 90.0].into_iter().enumerate() {
         let from = index as u64 * 1000;
-        session.gpu(&window(from, from + 1000, joules, &[user(2, 1.0, 0.5)]));
+        session.gpu(&window(from, from + 1000, joules, &[user(1, 1.0, 0.5)]));
         session.sample(&sample(from + 1000));
         let window = session.window().unwrap();
         sum += window.workloads[0].energy_j.gpu.unwrap();
     }
-    close(report(&session).workloads[0].energy_j.gpu, sum);
+    close(report(&mut session).workloads[0].energy_j.gpu, sum);
 }

@@ -6,14 +6,19 @@ mod sim;
 use std::collections::BTreeMap;
 
 use crate::base::Component;
+use crate::base::WorkloadId;
 use crate::base::own::Own;
+use crate::energy::books::Books as RunBooks;
+use crate::event::settings::Settings;
 use crate::event::sources::{
     CpuEnergyKind, CpuEnergySource, CpuTimeSource, GpuEnergyKind, GpuEnergySource, Host, Sources,
     StaticPowerKind, StaticPowerSource,
 };
-use crate::event::{Domain, Header, RECORDING_SCHEMA, Settings, Workload, WorkloadKind};
-use crate::session::Session;
-use crate::view::report::{Books, Report};
+use crate::event::{
+    CpuTimes, Domain, Event, GpuWindow, Header, PackageTime, Reading, Sample, Workload,
+    WorkloadKind,
+};
+use crate::view::report::{Books, Report, WindowReport};
 
 /// The unit of most RAPL counters, joules.
 const UNIT: f64 = 1.0 / 16384.0;
@@ -32,7 +37,6 @@ fn domain(name: &str, component: Component, package: usize) -> Domain {
 /// A header of `packages` packages and their `domains`.
 fn header(packages: usize, domains: Vec<Domain>) -> Header {
     Header {
-        schema: RECORDING_SCHEMA.to_owned(),
         version: "0".to_owned(),
         start: "2025-01-01T00:00:00Z".to_owned(),
         host: Host { name: "host".into(), kernel: "6.1".into(), cpus: 8 * packages, packages },
@@ -52,8 +56,63 @@ fn header(packages: usize, domains: Vec<Domain>) -> Header {
     }
 }
 
+/// CPU time as a matrix: by package; others, idle, and the workloads in the order of their ids.
+type Rows = Vec<Vec<u64>>;
+
+fn cpu_times(rows: &Rows) -> CpuTimes {
+    let packages = rows.iter().map(|row| PackageTime {
+        other: row.first().copied().unwrap_or(0),
+        idle: row.get(1).copied().unwrap_or(0),
+        workloads: row.iter().skip(2).zip(1..).map(|(ns, id)| (WorkloadId(id), *ns)).collect(),
+    });
+    CpuTimes { packages: packages.collect(), unplaced: PackageTime::default() }
+}
+
+fn sample_of(mono_ns: u64, rows: &Rows, energy: Vec<Option<Reading>>) -> Sample {
+    Sample { mono_ns, ends_window: true, cpu: cpu_times(rows), energy }
+}
+
+/// The books of a run, and how many workloads have begun in it.
+struct Session {
+    books: RunBooks,
+    workloads: u64,
+}
+
+impl Session {
+    fn new(header: Header) -> Self {
+        Self { books: RunBooks::open(header, true), workloads: 0 }
+    }
+
+    fn header(&self) -> Header {
+        self.books.header().clone()
+    }
+
+    fn apply(&mut self, event: &Event) {
+        self.books.apply(event);
+    }
+
+    fn workload(&mut self, mut workload: Workload) {
+        self.workloads += 1;
+        workload.id = WorkloadId(self.workloads);
+        self.apply(&Event::Workload(workload));
+    }
+
+    fn sample(&mut self, sample: &Sample) {
+        self.apply(&Event::Sample(sample.clone()));
+    }
+
+    fn gpu(&mut self, window: &GpuWindow) {
+        self.apply(&Event::Gpu(window.clone()));
+    }
+
+    fn window(&self) -> Option<WindowReport> {
+        super::window(&self.books)
+    }
+}
+
 fn workload(name: &str) -> Workload {
     Workload {
+        id: WorkloadId(0),
         name: name.to_owned(),
         cgroup: format!("/{name}"),
         cgroup_id: 1,
@@ -62,8 +121,8 @@ fn workload(name: &str) -> Workload {
     }
 }
 
-fn report(session: &Session) -> Report {
-    session.report(Own::default())
+fn report(session: &mut Session) -> Report {
+    super::report(&mut session.books, Own::default())
 }
 
 /// Every component's books close to 1e-9, and nothing is negative.

@@ -1,36 +1,34 @@
 //! The GPU side: windows of the driver's own timing, cut to those of the samples.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 
-use crate::base::units::{Joules, Seconds};
-use crate::energy::ledger::{Account, NOBODY, Share, Window};
+use super::roster::Roster;
+use super::window::Recent;
+use super::{Known, known_static_power};
+use crate::base::{Component, Joules, Seconds, User};
+use crate::energy::attribute::{IdleTo, Window};
+use crate::energy::ledger::DomainLedger;
 use crate::energy::model::{Grain, PowerModel};
+use crate::energy::usage::Usage;
 use crate::event::sources::StaticPowerKind;
 use crate::event::{GpuMethod, GpuWindow, Header};
-use crate::session::billed_to;
-use crate::session::cpu::known_static_power;
 
-/// One device, its model and its account.
+/// One device, its model and its ledger.
 #[derive(Debug)]
-pub(super) struct Gpu {
+pub(super) struct GpuDomain {
     uuid: String,
     pub(super) model: PowerModel,
-    pub(super) account: Account,
+    pub(super) ledger: DomainLedger,
     /// The kind of static power, where it was known beforehand.
-    pub(super) known: Option<StaticPowerKind>,
+    beforehand: Option<StaticPowerKind>,
     /// Windows, or what is left of them, that no sample has reached yet.
     ahead: VecDeque<Stretch>,
     /// The end of the newest window taken.
     taken_ns: u64,
     refused: u64,
-    /// Pieces settled since the newest sample, and those between it and the one before.
-    arriving: Vec<Piece>,
-    pub(super) latest: Vec<Piece>,
-    /// What the account owed before each of them.
-    arriving_owed: Seconds,
-    pub(super) latest_owed: Seconds,
-    users: BTreeMap<usize, User>,
+    /// How much of its time was told of since the newest window of the run ended, and when that was.
+    covered: Seconds,
+    users: BTreeMap<User, Use>,
     users_known: bool,
     /// Joules of windows in which somebody used the device, and the part of them whose users
     /// cannot be told.
@@ -50,28 +48,19 @@ struct Stretch {
     load: Option<f64>,
     method: GpuMethod,
     users_known: bool,
-    shares: Arc<[Share]>,
-    holders: Arc<[usize]>,
-    /// Busy seconds in the whole window, by slot; `None` where unknown.
-    busy_seconds: Vec<(usize, Option<f64>)>,
-}
-
-/// The part of a driver's window that lies between two samples.
-#[derive(Debug)]
-pub(super) struct Piece {
-    pub(super) window: Window,
-    /// Over how long the driver's figure is a mean.
-    pub(super) resolution: Seconds,
-    shares: Arc<[Share]>,
-    holders: Arc<[usize]>,
+    users: Vec<(User, f64)>,
+    untold: f64,
+    holders: Vec<User>,
+    /// Busy seconds in the whole window; `None` where unknown.
+    busy_seconds: Vec<(User, Option<f64>)>,
 }
 
 /// The share of a device's energy in use beyond which it is said that its users cannot be told.
 const LOST_WORTH_SAYING: f64 = 0.01;
 
-/// What one slot did on one device.
+/// What one user did on one device.
 #[derive(Debug, Clone, Default)]
-struct User {
+struct Use {
     busy_seconds: f64,
     busy_unknown: bool,
     joules_by_method: [f64; METHODS.len()],
@@ -80,27 +69,18 @@ struct User {
 const METHODS: [GpuMethod; 4] =
     [GpuMethod::Sole, GpuMethod::Utilisation, GpuMethod::Memory, GpuMethod::Mig];
 
-impl Piece {
-    pub(super) fn enter(&self, account: &mut Account) {
-        account.add_held(self.window, &self.shares, &self.holders);
-    }
-}
-
-impl Gpu {
+impl GpuDomain {
     pub(super) fn new(uuid: &str, header: &Header) -> Self {
-        let (watts, known) = known_static_power(uuid, header).unzip();
+        let (watts, beforehand) = known_static_power(uuid, header).unzip();
         Self {
             uuid: uuid.to_owned(),
             model: PowerModel::new(watts, Grain::GPU),
-            account: Account::new(watts),
-            known,
+            ledger: DomainLedger::new(watts),
+            beforehand,
             ahead: VecDeque::new(),
             taken_ns: 0,
             refused: 0,
-            arriving: Vec::new(),
-            latest: Vec::new(),
-            arriving_owed: Seconds(0.0),
-            latest_owed: Seconds(0.0),
+            covered: Seconds(0.0),
             users: BTreeMap::new(),
             users_known: false,
             used_joules: 0.0,
@@ -112,66 +92,62 @@ impl Gpu {
         &self.uuid
     }
 
+    pub(super) fn known(&self) -> Known<'_> {
+        let power = self.model.static_power();
+        Known { domain: &self.uuid, power, beforehand: self.beforehand }
+    }
+
     /// Takes a window of the driver. One that runs backwards, overlaps the one before or has no
     /// sane energy is refused: a joule missing is better than one billed twice.
-    pub(super) fn take(&mut self, window: &GpuWindow, slots: usize) {
+    pub(super) fn take(&mut self, window: &GpuWindow, roster: &Roster) {
         let joules = window.millijoules * 1e-3;
-        let sane = joules.is_finite() && joules >= 0.0;
-        if !sane || window.to_ns <= window.from_ns || window.from_ns < self.taken_ns {
+        let sane = |value: &f64| value.is_finite() && *value >= 0.0;
+        if !sane(&joules) || window.to_ns <= window.from_ns || window.from_ns < self.taken_ns {
             self.refused += 1;
             return;
         }
         self.taken_ns = window.to_ns;
-        let usage = if window.unknown_users { &[][..] } else { &window.usage[..] };
-        let sane = |value: &f64| value.is_finite() && *value >= 0.0;
-        let shares = usage
-            .iter()
-            .filter(|user| sane(&user.weight))
-            .map(|user| Share { slot: billed_to(user.slot, slots), weight: user.weight });
-        // Those who were gone before anybody could tell whose they were.
-        let lost = (!window.unknown_users && sane(&window.lost_weight))
-            .then_some(Share { slot: NOBODY, weight: window.lost_weight });
-        let mut holders: Vec<usize> = usage
-            .iter()
-            .filter(|user| user.holds)
-            .map(|user| billed_to(user.slot, slots))
-            .collect();
+        // Time of a workload that nobody spoke of is nobody's.
+        let known = |user| match user {
+            User::Workload(id) if !roster.has(id) => User::Other,
+            user => user,
+        };
+        let told = !window.unknown_users;
+        let usage = if told { &window.usage[..] } else { &[] };
+        let users = usage.iter().filter(|one| sane(&one.weight));
+        let mut holders: Vec<User> =
+            usage.iter().filter(|one| one.holds).map(|one| known(one.user)).collect();
         holders.sort_unstable();
         holders.dedup();
-        let busy =
-            usage.iter().map(|user| (billed_to(user.slot, slots), user.busy_seconds.filter(sane)));
-        let nobody = usage.is_empty() && !window.unknown_users && window.lost_weight == 0.0;
+        let busy = usage.iter().map(|one| (known(one.user), one.busy_seconds.filter(sane)));
+        let nobody = told && usage.is_empty() && window.lost_weight == 0.0;
+        let length = Seconds::from_ns(window.to_ns - window.from_ns).0;
+        let resolution = window.resolution_ms.filter(|ms| ms.is_finite()).unwrap_or(0.0) * 1e-3;
         self.ahead.push_back(Stretch {
             from_ns: window.from_ns,
             to_ns: window.to_ns,
             joules,
             length_ns: (window.to_ns - window.from_ns) as f64,
-            resolution: Seconds(
-                Seconds::from_ns(window.to_ns - window.from_ns)
-                    .0
-                    .max(window.resolution_ms.filter(|ms| ms.is_finite()).unwrap_or(0.0) * 1e-3),
-            ),
+            resolution: Seconds(length.max(resolution)),
             load: window.busy.filter(sane).or(nobody.then_some(0.0)),
             method: window.method,
-            users_known: !window.unknown_users,
-            shares: shares.chain(lost).collect(),
-            holders: holders.into(),
+            users_known: told,
+            users: users.map(|one| (known(one.user), one.weight)).collect(),
+            untold: if told && sane(&window.lost_weight) { window.lost_weight } else { 0.0 },
+            holders,
             busy_seconds: busy.collect(),
         });
     }
 
-    /// A sample was taken: everything up to it is in, and a new window of the report begins.
-    pub(super) fn sample(&mut self, first_ns: u64, newest_ns: u64) {
-        self.settle(first_ns, newest_ns);
-        std::mem::swap(&mut self.latest, &mut self.arriving);
-        self.latest_owed = self.arriving_owed;
-        self.arriving.clear();
-        self.arriving_owed = self.account.owed();
-    }
-
     /// Enters what lies between the first and the newest sample. Power is taken as constant within a
     /// driver's window: it says nothing finer.
-    pub(super) fn settle(&mut self, first_ns: u64, newest_ns: u64) {
+    pub(super) fn settle(
+        &mut self,
+        first_ns: u64,
+        newest_ns: u64,
+        idle_to: IdleTo,
+        mut recent: Option<&mut Recent>,
+    ) {
         while let Some(stretch) = self.ahead.front_mut() {
             let from_ns = stretch.from_ns.max(first_ns);
             let to_ns = stretch.to_ns.min(newest_ns);
@@ -179,21 +155,29 @@ impl Gpu {
                 let part = (to_ns - from_ns) as f64 / stretch.length_ns;
                 let time = Seconds::from_ns(to_ns - from_ns);
                 let window = Window { energy: Joules(stretch.joules * part), time };
-                let shares = Arc::clone(&stretch.shares);
-                let holders = Arc::clone(&stretch.holders);
-                let piece = Piece { window, resolution: stretch.resolution, shares, holders };
-                piece.enter(&mut self.account);
                 match stretch.load {
                     Some(load) => self.model.observe(window, time * load.min(1.0)),
                     None => self.model.pass_over(window),
                 }
+                let power = self.model.static_power().watts();
+                self.ledger.enter(window, stretch.usage(), power, idle_to, |posting| {
+                    if let Some(recent) = &mut recent {
+                        recent.post(Component::Gpu, posting);
+                    }
+                });
                 stretch.note_users(&mut self.users, window, part);
                 if let Some(lost) = stretch.lost_part() {
                     self.used_joules += window.energy.0;
                     self.lost_joules += window.energy.0 * lost;
                 }
                 self.users_known |= stretch.users_known;
-                self.arriving.push(piece);
+                if let Some(recent) = &mut recent {
+                    if !self.ledger.is_dead() {
+                        recent.measured(Component::Gpu, window.energy);
+                    }
+                    self.covered += time;
+                    recent.gpu(self.covered, stretch.resolution);
+                }
                 stretch.from_ns = to_ns;
             }
             if stretch.to_ns > newest_ns {
@@ -203,24 +187,45 @@ impl Gpu {
         }
     }
 
+    /// A window of the run has ended.
+    pub(super) fn end_window(&mut self) {
+        self.covered = Seconds(0.0);
+    }
+
+    pub(super) fn correct(&mut self, idle_to: IdleTo) {
+        self.ledger.correct(self.model.static_power().watts(), idle_to, |_| {});
+    }
+
+    pub(super) fn fold(&mut self, user: User, into: User) {
+        self.ledger.fold(user, into);
+        if let Some(one) = self.users.remove(&user) {
+            let sum = self.users.entry(into).or_default();
+            sum.busy_seconds += one.busy_seconds;
+            sum.busy_unknown |= one.busy_unknown;
+            for (joules, more) in sum.joules_by_method.iter_mut().zip(one.joules_by_method) {
+                *joules += more;
+            }
+        }
+    }
+
     /// True if it was ever known who used the device.
     pub(super) fn users_known(&self) -> bool {
         self.users_known
     }
 
-    /// Seconds that `slot` kept the device busy; `None` if that could not be had.
-    pub(super) fn busy_seconds(&self, slot: usize) -> Option<f64> {
-        match self.users.get(&slot) {
+    /// Seconds that a user kept the device busy; `None` if that could not be had.
+    pub(super) fn busy_seconds(&self, user: User) -> Option<f64> {
+        match self.users.get(&user) {
             _ if !self.users_known => None,
             None => Some(0.0),
-            Some(user) if user.busy_unknown => None,
-            Some(user) => Some(user.busy_seconds),
+            Some(one) if one.busy_unknown => None,
+            Some(one) => Some(one.busy_seconds),
         }
     }
 
-    /// How most of what `slot` used was found; `None` if it did not use the device.
-    pub(super) fn method(&self, slot: usize) -> Option<GpuMethod> {
-        let joules = &self.users.get(&slot)?.joules_by_method;
+    /// How most of what a user used was found; `None` if it did not use the device.
+    pub(super) fn method(&self, user: User) -> Option<GpuMethod> {
+        let joules = &self.users.get(&user)?.joules_by_method;
         let most = joules.iter().zip(METHODS).max_by(|(a, _), (b, _)| a.total_cmp(b));
         most.filter(|(joules, _)| **joules > 0.0).map(|(_, method)| method)
     }
@@ -249,29 +254,27 @@ impl Gpu {
 }
 
 impl Stretch {
+    fn usage(&self) -> Usage<'_> {
+        Usage { users: &self.users, untold: self.untold, holders: &self.holders }
+    }
+
     /// The share of those who cannot be told; `None` if nobody used the device.
     fn lost_part(&self) -> Option<f64> {
-        let weight = |share: &Share| share.weight;
-        let total: f64 = self.shares.iter().map(weight).sum();
-        let lost: f64 = self.shares.iter().filter(|share| share.slot == NOBODY).map(weight).sum();
-        (total > 0.0).then(|| lost / total)
+        (self.usage().total() > 0.0).then(|| self.usage().untold_part())
     }
 
     /// Notes who used the device in a `part` of this window.
-    fn note_users(&self, users: &mut BTreeMap<usize, User>, window: Window, part: f64) {
-        for &(slot, busy_seconds) in &self.busy_seconds {
-            let user = users.entry(slot).or_default();
+    fn note_users(&self, users: &mut BTreeMap<User, Use>, window: Window, part: f64) {
+        for &(user, busy_seconds) in &self.busy_seconds {
+            let one = users.entry(user).or_default();
             match busy_seconds {
-                Some(busy) => user.busy_seconds += busy * part,
-                None => user.busy_unknown = true,
+                Some(busy) => one.busy_seconds += busy * part,
+                None => one.busy_unknown = true,
             }
         }
-        let total: f64 = self.shares.iter().map(|share| share.weight).sum();
         let method = METHODS.iter().position(|&method| method == self.method).unwrap_or_default();
-        let billed = |share: &&Share| share.weight > 0.0 && share.slot != NOBODY;
-        for share in self.shares.iter().filter(billed) {
-            let user = users.entry(share.slot).or_default();
-            user.joules_by_method[method] += window.energy.0 * share.weight / total;
+        for (user, share) in self.usage().parts() {
+            users.entry(user).or_default().joules_by_method[method] += window.energy.0 * share;
         }
     }
 }

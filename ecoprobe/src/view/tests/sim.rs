@@ -1,7 +1,7 @@
 //! A machine whose power model is known: it runs jobs, draws power, and can be sampled as a real
 //! one is, with counters that refresh, quantise and wrap, and clocks that are late.
 
-use super::UNIT;
+use super::{Rows, UNIT, sample_of};
 use crate::event::{Reading, Sample};
 
 /// One step of the simulation: 50 µs.
@@ -83,14 +83,15 @@ impl<'a> Machine<'a> {
                 let noisy = |cell| if cell > 0.0 { cell + self.random() * 3e5 } else { cell };
                 row.into_iter().map(noisy).map(|cell: f64| cell as u64).collect()
             });
-            let cpu_ns = cpu_ns.collect();
+            let cpu_ns: Rows = cpu_ns.collect();
             let mono_ns = (1 << 40) + self.step * STEP_NS;
             self.advance();
             let energy = self.shown.iter().map(|joules| {
                 let count = (self.start + (joules / UNIT) as u64) % self.range;
                 Some(Reading { mono_ns: mono_ns + STEP_NS, count })
             });
-            samples.push(Sample { mono_ns, cpu_ns, energy: energy.collect() });
+            let energy = energy.collect();
+            samples.push(sample_of(mono_ns, &cpu_ns, energy));
         }
         samples
     }

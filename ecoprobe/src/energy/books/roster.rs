@@ -1,0 +1,182 @@
+//! Everybody who is or was billed in this run.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use rustc_hash::FxHashMap;
+
+use crate::base::{Component, WorkloadId};
+use crate::event::{Header, Workload, WorkloadKind};
+
+/// How many workloads that have ended are kept apart. Of more, the oldest become one.
+const MOST_ENDED: usize = 4096;
+
+/// Those that ended long ago, together. No workload has this id.
+const FOLDED: WorkloadId = WorkloadId(0);
+
+/// CPU time that no energy counter covers, nanoseconds.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Coverage {
+    pub(crate) covered_ns: u64,
+    pub(crate) uncovered_ns: u64,
+}
+
+/// One workload, and its CPU time.
+#[derive(Debug, Clone)]
+pub(crate) struct Member {
+    pub(crate) workload: Workload,
+    /// All packages together, nanoseconds.
+    pub(crate) cpu_ns: u64,
+    /// By component.
+    pub(crate) coverage: [Coverage; Component::COUNT],
+    /// Where its time was that no CPU energy counter covers: by package; the last one stands for CPUs
+    /// whose package is not known.
+    uncovered_ns: Vec<u64>,
+    /// The highest CPU time seen, by package as above.
+    seen_ns: Vec<u64>,
+    ended: bool,
+}
+
+impl Member {
+    fn new(workload: Workload) -> Self {
+        Self {
+            workload,
+            cpu_ns: 0,
+            coverage: Default::default(),
+            uncovered_ns: Vec::new(),
+            seen_ns: Vec::new(),
+            ended: false,
+        }
+    }
+
+    fn take(&mut self, other: &Self) {
+        self.cpu_ns += other.cpu_ns;
+        for (sum, more) in self.coverage.iter_mut().zip(&other.coverage) {
+            sum.covered_ns += more.covered_ns;
+            sum.uncovered_ns += more.uncovered_ns;
+        }
+        for (place, ns) in other.uncovered_ns.iter().enumerate() {
+            *at(&mut self.uncovered_ns, place) += ns;
+        }
+    }
+}
+
+/// The members, in the order of their ids.
+#[derive(Debug)]
+pub(crate) struct Roster {
+    members: FxHashMap<WorkloadId, Member>,
+    ended: VecDeque<WorkloadId>,
+    folded: u64,
+    /// For each component that is measured at all: by package, whether a counter covers it.
+    covered: [Option<Vec<bool>>; Component::COUNT],
+    packages: Vec<String>,
+}
+
+impl Roster {
+    pub(super) fn new(header: &Header) -> Self {
+        let covered = Component::ALL.map(|component| {
+            let domains = || header.domains.iter().filter(|domain| domain.component == component);
+            domains().next()?;
+            let packages: BTreeSet<usize> = domains().map(|domain| domain.package).collect();
+            Some((0..header.packages.len()).map(|package| packages.contains(&package)).collect())
+        });
+        let (members, ended) = (FxHashMap::default(), VecDeque::new());
+        Self { members, ended, folded: 0, covered, packages: header.packages.clone() }
+    }
+
+    /// A workload began, or has another cgroup or name now. One that had ended goes on.
+    pub(super) fn enter(&mut self, workload: Workload) {
+        let id = workload.id;
+        if let Some(member) = self.members.get_mut(&id) {
+            member.workload = workload;
+            if std::mem::take(&mut member.ended) {
+                self.ended.retain(|other| *other != id);
+            }
+        } else {
+            self.members.insert(id, Member::new(workload));
+        }
+    }
+
+    /// Nothing more will come for a workload. Where too many have ended, says which one's sums are to
+    /// be folded into another's.
+    pub(super) fn end(&mut self, id: WorkloadId) -> Option<(WorkloadId, WorkloadId)> {
+        let member = self.members.get_mut(&id).filter(|member| !member.ended)?;
+        member.ended = true;
+        self.ended.push_back(id);
+        if self.ended.len() <= MOST_ENDED {
+            return None;
+        }
+        let oldest = self.ended.pop_front()?;
+        let gone = self.members.remove(&oldest)?;
+        self.folded += 1;
+        let together = self.members.entry(FOLDED).or_insert_with(|| {
+            Member::new(Workload {
+                id: FOLDED,
+                name: String::new(),
+                cgroup: String::new(),
+                cgroup_id: 0,
+                kind: WorkloadKind::Ended,
+                labels: BTreeMap::new(),
+            })
+        });
+        together.workload.name = format!("{} that ended before", self.folded);
+        together.take(&gone);
+        Some((oldest, FOLDED))
+    }
+
+    pub(crate) fn has(&self, id: WorkloadId) -> bool {
+        self.members.contains_key(&id)
+    }
+
+    /// In the order in which they began; those that ended long ago come last, as one.
+    pub(crate) fn members(&self) -> Vec<(WorkloadId, &Member)> {
+        let mut members: Vec<_> = self.members.iter().map(|(id, member)| (*id, member)).collect();
+        members.sort_unstable_by_key(|(id, _)| (*id == FOLDED, *id));
+        members
+    }
+
+    /// What a workload's CPU time on a package (or beyond all: on CPUs whose package is not known)
+    /// gained since the sample before. `None`: no such workload, its time is nobody's here.
+    pub(super) fn advance(
+        &mut self,
+        id: WorkloadId,
+        place: usize,
+        ns: u64,
+        first: bool,
+    ) -> Option<u64> {
+        let member = self.members.get_mut(&id)?;
+        let seen = at(&mut member.seen_ns, place);
+        let gained = if first { 0 } else { ns.saturating_sub(*seen) };
+        *seen = ns.max(*seen);
+        member.cpu_ns += gained;
+        for (component, coverage) in self.covered.iter().zip(&mut member.coverage) {
+            let Some(packages) = component else { continue };
+            if packages.get(place).copied().unwrap_or(false) {
+                coverage.covered_ns += gained;
+            } else {
+                coverage.uncovered_ns += gained;
+            }
+        }
+        let cpu = self.covered[Component::Cpu as usize].as_ref();
+        if cpu.is_some_and(|packages| !packages.get(place).copied().unwrap_or(false)) {
+            *at(&mut member.uncovered_ns, place) += gained;
+        }
+        Some(gained)
+    }
+
+    /// Where a workload's CPU time was that no CPU energy counter covers: a place and nanoseconds.
+    pub(crate) fn uncovered<'a>(
+        &'a self,
+        member: &'a Member,
+    ) -> impl Iterator<Item = (Option<&'a str>, u64)> {
+        let places = member.uncovered_ns.iter().enumerate().filter(|(_, ns)| **ns > 0);
+        places.map(|(place, ns)| (self.packages.get(place).map(String::as_str), *ns))
+    }
+}
+
+/// The entry at `place`, which is made if the list is too short.
+fn at(list: &mut Vec<u64>, place: usize) -> &mut u64 {
+    if place >= list.len() {
+        list.resize(place + 1, 0);
+    }
+    &mut list[place]
+}

@@ -1,0 +1,98 @@
+//! The accounts of the run so far, added up by component.
+
+use super::{Books, Known, WindowSums};
+use crate::base::{Component, Joules, User, WorkloadId};
+use crate::energy::ledger::Bill;
+use crate::event::GpuMethod;
+
+/// One component's books: `measured` = `idle` + `unattributed` + `other` + every workload's bill.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Sums {
+    /// `None` while no domain has measured anything.
+    pub(crate) measured: Option<Joules>,
+    pub(crate) idle: Joules,
+    pub(crate) unattributed: Joules,
+    pub(crate) other: Bill,
+}
+
+/// By component.
+pub(crate) type Totals = [Sums; Component::COUNT];
+
+/// What a workload is billed for one device.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ByDevice<'a> {
+    pub(crate) uuid: &'a str,
+    pub(crate) joules: Joules,
+    pub(crate) method: GpuMethod,
+}
+
+impl Books {
+    /// Every domain's ledger, if it has measured something.
+    fn ledgers(&self) -> impl Iterator<Item = (Component, &super::DomainLedger)> {
+        let cpu = self.cpu.iter().map(|domain| (domain.component(), &domain.ledger));
+        let gpus = self.gpus.iter().map(|domain| (Component::Gpu, &domain.ledger));
+        cpu.chain(gpus).filter(|(_, ledger)| !ledger.is_empty() && !ledger.is_dead())
+    }
+
+    /// The node's books. As exact as the last [`Books::correct`].
+    pub(crate) fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for (component, ledger) in self.ledgers() {
+            let sums = &mut totals[component as usize];
+            *sums.measured.get_or_insert_default() += ledger.measured();
+            sums.idle += ledger.idle();
+            sums.unattributed += ledger.unattributed();
+            sums.other += ledger.bill(User::Other).unwrap_or_default();
+        }
+        totals
+    }
+
+    /// What one workload is billed, by component.
+    pub(crate) fn bills(&self, id: WorkloadId) -> [Bill; Component::COUNT] {
+        let mut bills = <[Bill; Component::COUNT]>::default();
+        for (component, ledger) in self.ledgers() {
+            bills[component as usize] += ledger.bill(User::Workload(id)).unwrap_or_default();
+        }
+        bills
+    }
+
+    /// The devices that a workload used; their sum is its GPU energy.
+    pub(crate) fn devices(&self, id: WorkloadId) -> impl Iterator<Item = ByDevice<'_>> {
+        let user = User::Workload(id);
+        self.gpus.iter().filter(|gpu| !gpu.ledger.is_dead()).filter_map(move |gpu| {
+            let joules = gpu.ledger.bill(user)?.dynamic;
+            Some(ByDevice { uuid: gpu.uuid(), joules, method: gpu.method(user)? })
+        })
+    }
+
+    /// Whether it was ever known who used a GPU.
+    pub(crate) fn gpu_users_known(&self) -> bool {
+        self.gpus.iter().any(super::GpuDomain::users_known)
+    }
+
+    /// Seconds that a workload kept GPUs busy; `None` if no device or not every device can tell.
+    pub(crate) fn gpu_seconds(&self, id: WorkloadId) -> Option<f64> {
+        let known = self.gpus.iter().filter(|gpu| gpu.users_known());
+        let mut seconds = known.map(|gpu| gpu.busy_seconds(User::Workload(id))).peekable();
+        seconds.peek()?;
+        seconds.sum()
+    }
+
+    /// Every domain's static power: those of packages first, then others, then GPUs.
+    pub(crate) fn static_power(&self) -> impl Iterator<Item = (Component, Known<'_>)> {
+        let cpu = self.cpu.iter().map(|domain| (domain.component(), domain.known()));
+        cpu.chain(self.gpus.iter().map(|gpu| (Component::Gpu, gpu.known())))
+    }
+
+    /// The newest window of the run; `None` before the first has ended.
+    pub(crate) fn window(&self) -> Option<&WindowSums> {
+        self.recent.as_ref()?.closed()
+    }
+}
+
+impl std::ops::AddAssign for Bill {
+    fn add_assign(&mut self, other: Self) {
+        self.dynamic += other.dynamic;
+        self.idle += other.idle;
+    }
+}

@@ -1,0 +1,164 @@
+//! What the reader of the report should know.
+
+use std::collections::BTreeMap;
+use std::hash::{Hash as _, Hasher as _};
+
+use super::{Books, MOST_FURTHER, MOST_WARNINGS};
+use crate::base::{Component, Seconds};
+use crate::energy::model::{StaticPower, Unknown};
+
+/// A static power that exceeds what was measured for more than this part of the time is said to.
+const OVERDRAWN: f64 = 0.01;
+
+/// CPU time outside of every counter that is worth saying: of all, and at least.
+const UNCOVERED_PART: f64 = 0.001;
+const UNCOVERED: Seconds = Seconds(0.001);
+
+impl Books {
+    /// Whether the report will carry this warning already.
+    pub(crate) fn knows_warning(&self, message: &str) -> bool {
+        self.warnings.iter().any(|known| known == message)
+            || self.further_warnings.contains(&fingerprint(message))
+    }
+
+    /// Said once, however often it is found.
+    pub(super) fn warning(&mut self, message: &str) {
+        if self.knows_warning(message) {
+            return;
+        }
+        if self.warnings.len() < MOST_WARNINGS {
+            self.warnings.push(message.to_owned());
+        } else if self.further_warnings.len() < MOST_FURTHER {
+            self.further_warnings.insert(fingerprint(message));
+        }
+    }
+
+    /// All of them: a sentence each.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.warnings.clone();
+        match self.further_warnings.len() {
+            0 => {}
+            MOST_FURTHER => {
+                warnings.push(format!("at least {MOST_FURTHER} further warnings are not shown"));
+            }
+            further => warnings.push(format!("{further} further warnings are not shown")),
+        }
+        if self.samples < 2 {
+            warnings.push(
+                "fewer than two samples were taken, so nothing could be measured; run for longer \
+                 than one --interval"
+                    .to_owned(),
+            );
+        }
+        if self.ignored_samples > 0 {
+            warnings.push(format!(
+                "{} samples passed over: not later than the sample before",
+                self.ignored_samples
+            ));
+        }
+        for domain in &self.cpu {
+            warnings.extend(domain.warnings());
+        }
+        for gpu in &self.gpus {
+            warnings.extend(gpu.warnings());
+        }
+        let ledgers = self.cpu.iter().map(|domain| (domain.name(), &domain.ledger));
+        let ledgers = ledgers.chain(self.gpus.iter().map(|gpu| (gpu.uuid(), &gpu.ledger)));
+        warnings.extend(ledgers.filter(|(_, ledger)| ledger.is_dead()).map(|(name, _)| {
+            format!(
+                "{name}: the energy counter never moved, so it measures nothing and its figures are \
+                 left out; `ecoprobe doctor` says what else there is"
+            )
+        }));
+        self.warn_of_static_power(&mut warnings);
+        self.warn_of_uncovered_time(&mut warnings);
+        warnings
+    }
+
+    fn warn_of_static_power(&self, warnings: &mut Vec<String>) {
+        let domains = self.cpu.iter().map(|domain| (domain.name(), &domain.ledger, &domain.model));
+        let devices = self.gpus.iter().map(|gpu| (gpu.uuid(), &gpu.ledger, &gpu.model));
+        let mut unknown: BTreeMap<Unknown, Vec<&str>> = BTreeMap::new();
+        for (name, ledger, model) in domains.chain(devices) {
+            if ledger.is_empty() {
+                continue;
+            }
+            match model.static_power() {
+                StaticPower::Unknown(why) => unknown.entry(why).or_default().push(name),
+                StaticPower::Given(watts) if ledger.overdrawn() > OVERDRAWN => {
+                    warnings.push(format!(
+                        "{name}: less was measured than the static power of {} W for {:.0} % of \
+                         the time; it is set too high",
+                        watts.0,
+                        ledger.overdrawn() * 100.0
+                    ));
+                }
+                _ => {}
+            }
+        }
+        for (why, names) in unknown {
+            let why = match why {
+                Unknown::TooShort => "the run was too short",
+                Unknown::LoadUnknown => "how busy it was is not known",
+                Unknown::LoadTooEven => "the load did not vary enough",
+                Unknown::NotALine => "power does not follow the load in a straight line",
+            };
+            warnings.push(format!(
+                "the static power of {} could not be told ({why}): nothing is set apart as idle, \
+                 and everything is shared by use; give --static-power, or measure while the load \
+                 varies",
+                names.join(", ")
+            ));
+        }
+    }
+
+    /// CPU time where no counter is: a workload's figure is then less than what it drew.
+    fn warn_of_uncovered_time(&self, warnings: &mut Vec<String>) {
+        let mut places: BTreeMap<Option<&str>, Seconds> = BTreeMap::new();
+        let mut total = Seconds(0.0);
+        for (_, member) in self.roster.members() {
+            total += Seconds::from_ns(member.cpu_ns);
+            for (place, ns) in self.roster.uncovered(member) {
+                *places.entry(place).or_insert(Seconds(0.0)) += Seconds::from_ns(ns);
+            }
+        }
+        for (place, time) in places {
+            if time < UNCOVERED || time.0 < UNCOVERED_PART * total.0 {
+                continue;
+            }
+            warnings.push(match place {
+                Some(package) => format!(
+                    "workloads ran for {:.3} CPU-seconds on {package}, which has no energy counter: \
+                     what they drew there is not known",
+                    time.0
+                ),
+                None => format!(
+                    "workloads ran for {:.3} CPU-seconds on CPUs whose package is not known \
+                     (offline when the run began, or without a topology): what they drew there is \
+                     not billed to them",
+                    time.0
+                ),
+            });
+        }
+        let partial = |component: Component| {
+            self.roster.members().iter().any(|(_, member)| {
+                let coverage = member.coverage[component as usize];
+                let time = Seconds::from_ns(coverage.uncovered_ns);
+                time >= UNCOVERED && time.0 >= UNCOVERED_PART * total.0
+            })
+        };
+        if partial(Component::Dram) && !partial(Component::Cpu) {
+            warnings.push(
+                "workloads ran on packages whose memory has no energy counter: their DRAM figures \
+                 leave that out"
+                    .to_owned(),
+            );
+        }
+    }
+}
+
+fn fingerprint(message: &str) -> u64 {
+    let mut hasher = rustc_hash::FxHasher::default();
+    message.hash(&mut hasher);
+    hasher.finish()
+}

@@ -1,0 +1,120 @@
+//! The newest window: what was posted since the one before ended.
+
+use rustc_hash::FxHashMap;
+
+use crate::base::{Account, Component, Joules, Seconds, WorkloadId};
+use crate::energy::attribute::Posting;
+use crate::energy::ledger::Bill;
+
+/// Sums of one window. A GPU's figures are what its driver told since the window before, which may be
+/// about a time a little earlier.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct WindowSums {
+    /// CLOCK_MONOTONIC of its ends, nanoseconds, and of the first sample.
+    pub(crate) from_ns: u64,
+    pub(crate) to_ns: u64,
+    pub(crate) first_ns: u64,
+    /// `None` where nothing was measured in this window.
+    pub(crate) measured: [Option<Joules>; Component::COUNT],
+    pub(crate) idle: [Joules; Component::COUNT],
+    pub(crate) unattributed: [Joules; Component::COUNT],
+    pub(crate) other: [Bill; Component::COUNT],
+    pub(crate) workloads: FxHashMap<WorkloadId, [Bill; Component::COUNT]>,
+    pub(crate) cpu_ns: FxHashMap<WorkloadId, u64>,
+    /// How much of the GPUs' time was told of: the longest of all devices.
+    pub(crate) gpu_time: Seconds,
+    /// GPU figures are means over this long.
+    pub(crate) resolution: Option<Seconds>,
+}
+
+impl WindowSums {
+    pub(crate) fn time(&self) -> Seconds {
+        Seconds::from_ns(self.to_ns - self.from_ns)
+    }
+
+    fn clear(&mut self) {
+        self.measured = [None; Component::COUNT];
+        self.idle = Default::default();
+        self.unattributed = Default::default();
+        self.other = Default::default();
+        self.workloads.clear();
+        self.cpu_ns.clear();
+        self.gpu_time = Seconds(0.0);
+        self.resolution = None;
+    }
+}
+
+/// The window that goes on, and the newest that has ended.
+#[derive(Debug, Default)]
+pub(super) struct Recent {
+    open: WindowSums,
+    closed: WindowSums,
+    has_closed: bool,
+    started: bool,
+}
+
+impl Recent {
+    /// A sample at `now_ns` is about to be taken in.
+    pub(super) fn begin(&mut self, first_ns: u64, now_ns: u64) {
+        if !std::mem::replace(&mut self.started, true) {
+            self.open.first_ns = first_ns;
+            self.open.from_ns = now_ns;
+        }
+    }
+
+    pub(super) fn close(&mut self, now_ns: u64) {
+        self.open.to_ns = now_ns;
+        std::mem::swap(&mut self.open, &mut self.closed);
+        self.has_closed = true;
+        self.open.clear();
+        self.open.first_ns = self.closed.first_ns;
+        self.open.from_ns = now_ns;
+    }
+
+    pub(super) fn closed(&self) -> Option<&WindowSums> {
+        self.has_closed.then_some(&self.closed)
+    }
+
+    pub(super) fn ran(&mut self, id: WorkloadId, ns: u64) {
+        *self.open.cpu_ns.entry(id).or_default() += ns;
+    }
+
+    pub(super) fn measured(&mut self, component: Component, joules: Joules) {
+        *self.open.measured[component as usize].get_or_insert_default() += joules;
+    }
+
+    pub(super) fn post(&mut self, component: Component, posting: Posting) {
+        let index = component as usize;
+        let bill = match posting.account {
+            Account::Idle => return self.open.idle[index] += posting.idle,
+            Account::Unattributed => return self.open.unattributed[index] += posting.dynamic,
+            Account::Other => &mut self.open.other[index],
+            Account::Workload(id) => &mut self.open.workloads.entry(id).or_default()[index],
+        };
+        bill.dynamic += posting.dynamic;
+        bill.idle += posting.idle;
+    }
+
+    /// One workload's sums become another's.
+    pub(super) fn fold(&mut self, id: WorkloadId, into: WorkloadId) {
+        let WindowSums { workloads, cpu_ns, .. } = &mut self.open;
+        if let Some(bills) = workloads.remove(&id) {
+            let sums = workloads.entry(into).or_default();
+            sums.iter_mut().zip(bills).for_each(|(sum, bill)| *sum += bill);
+        }
+        if let Some(ns) = cpu_ns.remove(&id) {
+            *cpu_ns.entry(into).or_default() += ns;
+        }
+    }
+
+    /// A GPU's figures covered this long, and are means over that long.
+    pub(super) fn gpu(&mut self, covered: Seconds, resolution: Seconds) {
+        if covered > self.open.gpu_time {
+            self.open.gpu_time = covered;
+        }
+        let known = self.open.resolution.get_or_insert(resolution);
+        if resolution > *known {
+            *known = resolution;
+        }
+    }
+}
