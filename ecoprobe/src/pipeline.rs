@@ -128,6 +128,8 @@ impl Pipeline {
         let written = match self.writer.finish(report.clone(), patience) {
             Ok(()) => true,
             Err(Failure::NobodyReads) => false,
+            // A recording can be replayed again.
+            Err(_) if self.pace == Pace::Patient => false,
             Err(Failure::Said) => {
                 output::rescue_to_stderr(&report);
                 false

@@ -1,11 +1,12 @@
 //! The project's own commands: `cargo xtask <command>`.
 
 mod ebpf;
+mod imports;
+mod test;
 
-use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
@@ -22,6 +23,12 @@ enum Task {
     /// Build the BPF object from ecoprobe-ebpf/ and put it where the agent embeds it.
     BuildEbpf {
         /// Build nothing; fail if the committed object does not match its sources.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Write which folder imports which to docs/imports.md; fail if one imports what it may not.
+    Imports {
+        /// Write nothing; fail if the document is not what is imported.
         #[arg(long)]
         check: bool,
     },
@@ -46,8 +53,9 @@ fn main() -> Result<()> {
         Task::BuildEbpf { check: true } => ebpf::check(),
         Task::BuildEbpf { check: false } => ebpf::build(),
         Task::Bench { arguments } => bench(&arguments),
+        Task::Imports { check } => imports::run(check),
         Task::Demo => demo(),
-        Task::Test { arguments } => test(&arguments),
+        Task::Test { arguments } => test::test(&arguments),
     }
 }
 
@@ -58,43 +66,6 @@ fn bench(arguments: &[String]) -> Result<()> {
     // In our place: whoever sends us a signal means the suite, which has to clean up.
     let error = Command::new(&suite).args(arguments).exec();
     Err(error).with_context(|| format!("cannot run {}", suite.display()))
-}
-
-/// Runs the tests. Some measure the live kernel against time on a machine that others may share, so
-/// test binaries that fail run once more, by themselves, before they count as failed.
-fn test(arguments: &[String]) -> Result<()> {
-    let mut arguments = arguments.to_vec();
-    if is_root()? {
-        // Those that are marked `ignore` need root and the real kernel, and nothing else.
-        if !arguments.iter().any(|argument| argument == "--") {
-            arguments.push("--".into());
-        }
-        arguments.push("--include-ignored".into());
-    } else {
-        eprintln!("not root: the tests of the real kernel are left out (run with sudo for them)");
-    }
-    let mut command = cargo();
-    command.args(["test", "--workspace", "--no-fail-fast"]).args(&arguments);
-    let mut child = command.stderr(Stdio::piped()).spawn().context("cannot run cargo")?;
-    let mut failed = Vec::new();
-    for line in BufReader::new(child.stderr.take().context("no standard error")?).lines() {
-        let line = line?;
-        eprintln!("{line}");
-        // "    `-p ecoprobe --test probe`", at the end of cargo's summary.
-        let target = line.trim().strip_prefix("`-p ").and_then(|rest| rest.strip_suffix('`'));
-        failed.extend(target.map(|target| format!("-p {target}")));
-    }
-    let status = child.wait()?;
-    if status.success() {
-        return Ok(());
-    }
-    ensure!(!failed.is_empty(), "cargo test: {status}");
-    for target in failed {
-        eprintln!("\nonce more, by itself: {target}");
-        run(cargo().arg("test").args(target.split_whitespace()).args(&arguments))?;
-    }
-    eprintln!("\nevery test passed, some at the second try: see above which");
-    Ok(())
 }
 
 fn demo() -> Result<()> {

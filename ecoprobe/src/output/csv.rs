@@ -2,13 +2,14 @@
 //! an empty cell. What belongs to no workload (idle, other, unattributed) is in `json` and `jsonl`:
 //! rows for it here would be added up with the workloads by the first spreadsheet that sees them.
 
+use std::borrow::Cow;
 use std::io;
 
 use serde::Serialize;
 
-use super::Output;
 use super::progress::Progress;
 use super::target::Stream;
+use super::{Output, printable};
 use crate::event::Header;
 use crate::event::sources::CpuEnergyKind;
 use crate::view::report::{Report, WindowReport};
@@ -16,6 +17,8 @@ use crate::view::report::{Report, WindowReport};
 #[derive(Debug)]
 pub(super) struct Csv {
     stream: Stream,
+    /// A terminal acts on some of what names may hold.
+    screen: bool,
     progress: Progress,
     cpu_energy: Option<CpuEnergyKind>,
     header_written: bool,
@@ -27,7 +30,7 @@ pub(super) struct Csv {
 struct Row<'a> {
     start_s: f64,
     seconds: f64,
-    workload: &'a str,
+    workload: Cow<'a, str>,
     cpu_seconds: f64,
     cpu_j: Option<f64>,
     dram_j: Option<f64>,
@@ -53,8 +56,8 @@ const COLUMNS: [&str; 11] = [
 ];
 
 impl Csv {
-    pub(super) fn new(stream: Stream, progress: Progress) -> Self {
-        Self { stream, progress, cpu_energy: None, header_written: false }
+    pub(super) fn new(stream: Stream, screen: bool, progress: Progress) -> Self {
+        Self { stream, screen, progress, cpu_energy: None, header_written: false }
     }
 
     /// The header row comes with the first rows, or alone if there never were any.
@@ -81,10 +84,12 @@ impl Output for Csv {
     fn window(&mut self, window: &WindowReport) -> io::Result<()> {
         self.progress.window(window);
         let cpu_energy = self.cpu_energy;
+        let screen = self.screen;
+        let name = |name| if screen { printable(name) } else { Cow::Borrowed(name) };
         self.rows(window.workloads.iter().map(|workload| Row {
             start_s: window.start_s,
             seconds: window.seconds,
-            workload: &workload.name,
+            workload: name(&*workload.name),
             cpu_seconds: workload.cpu_seconds,
             cpu_j: workload.energy_j.cpu,
             dram_j: workload.energy_j.dram,

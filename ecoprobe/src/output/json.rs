@@ -5,6 +5,7 @@ use std::io;
 use super::Output;
 use super::progress::Progress;
 use super::target::Document;
+use super::text::printable_json;
 use crate::view::report::{Report, WindowReport};
 
 #[derive(Debug)]
@@ -32,6 +33,6 @@ impl Output for Json {
         self.progress.clear();
         let mut document = serde_json::to_vec_pretty(report)?;
         document.push(b'\n');
-        self.document.write(&document)
+        self.document.write(&printable_json(document))
     }
 }

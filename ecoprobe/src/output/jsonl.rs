@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::Output;
 use super::progress::Progress;
 use super::target::Stream;
+use super::text::printable_json;
 use crate::event::Header;
 use crate::event::sources::CpuEnergyKind;
 use crate::view::report::{Report, WindowReport};
@@ -38,7 +39,7 @@ impl JsonLines {
     fn line(&mut self, line: &impl Serialize) -> io::Result<()> {
         let mut line = serde_json::to_vec(line)?;
         line.push(b'\n');
-        self.stream.write(&line)
+        self.stream.write(&printable_json(line))
     }
 }
 

@@ -10,10 +10,10 @@ mod jsonl;
 mod progress;
 mod table;
 mod target;
+mod text;
 pub mod units;
 pub(crate) mod writer;
 
-use std::borrow::Cow;
 use std::fs;
 use std::io::{self, IsTerminal, Write as _};
 use std::os::unix::fs::MetadataExt;
@@ -24,6 +24,7 @@ use crate::event::Header;
 use crate::view::report::{Report, WindowReport};
 
 pub use progress::note;
+use text::printable;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
@@ -126,7 +127,8 @@ fn build(target: &Target, watched: bool) -> anyhow::Result<Box<dyn Output>> {
         }
         Format::Csv => {
             let stream = Stream::open(path)?;
-            Box::new(csv::Csv::new(stream, Progress::start(watched && !stdout_is_screen(target))))
+            let screen = stdout_is_screen(target);
+            Box::new(csv::Csv::new(stream, screen, Progress::start(watched && !screen)))
         }
     })
 }
@@ -174,15 +176,6 @@ pub(crate) fn rescue_to_file(report: &Report) {
         Ok(()) => format!("nobody reads the result: the report is in {}", path.display()),
         Err(error) => format!("nobody reads the result, and the report is lost: {error}"),
     });
-}
-
-/// `text` with nothing in it that a terminal would act on: cgroup names may hold anything.
-fn printable(text: &str) -> Cow<'_, str> {
-    if text.chars().any(char::is_control) {
-        text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-    } else {
-        Cow::Borrowed(text)
-    }
 }
 
 #[cfg(test)]

@@ -81,7 +81,7 @@ impl Writer {
                 if state.load(Ordering::Acquire) == GOOD
                     && let Err(error) = deliver(output.as_mut(), message)
                 {
-                    state.store(say(error), Ordering::Release);
+                    state.store(say(error, pace), Ordering::Release);
                 }
                 if finished {
                     break;
@@ -173,12 +173,14 @@ fn deliver(output: &mut dyn Output, message: Message) -> io::Result<()> {
 }
 
 /// Says why, unless nobody wants to hear it.
-fn say(error: io::Error) -> u8 {
+fn say(error: io::Error, pace: Pace) -> u8 {
     let error = anyhow::Error::from(error);
     if is_closed_pipe(&error) {
         return NOBODY_READS;
     }
-    progress::note(&format!("{error:#}; try elsewhere with --output"));
+    // A replay can be run again.
+    let advice = if pace == Pace::Live { "; try elsewhere with --output" } else { "" };
+    progress::note(&format!("{error:#}{advice}"));
     SAID
 }
 

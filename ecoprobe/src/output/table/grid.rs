@@ -251,7 +251,7 @@ mod tests {
             "NAME                        ENERGY",
             "système/ジョブ-0123456789  1.23 kJ  ████████",
             "────────────────────────────────────────────────────",
-            "b\u{fffd}[2J                      42.1 mJ  ████",
+            "b\\x1b[2J                   42.1 mJ  ████",
             "c                             —",
         ];
         assert_eq!(lines, expected, "\n{}", lines.join("\n"));

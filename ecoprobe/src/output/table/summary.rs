@@ -340,7 +340,7 @@ sources       CPU energy: RAPL through perf (package-0, dram-0); GPU energy: non
 at tp_btf/sched_switch, cgroup v2
 static power  package-0 20.0 W ± 300 mW (calibrated in this run)
 ecoprobe      12.3 ms CPU, 9.80 MB peak, tick 45.0 µs (p99 80.0 µs), 123,456 switches seen, 0 lost
-warning       dram-0 was unreadable\u{fffd}\u{fffd}[31mfor 1 s
+warning       dram-0 was unreadable\\x0a\\x1b[31mfor 1 s
 ";
         let text = text(&report(), None, usize::MAX);
         assert_eq!(text, expected, "\n{text}");
