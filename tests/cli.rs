@@ -273,3 +273,22 @@ fn a_recording_is_not_written_over() {
     let both = both.to_str().unwrap();
     fail(&mut ecoprobe(&["run", "--record", both, "--output", both, "--", "true"]), 2);
 }
+
+/// The reports that the fixtures gave when they were made, kept beside them. What has been added since
+/// is left out; what was there must be there to the last digit.
+#[test]
+fn fixtures_replay_to_the_reports_that_are_kept() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
+    for name in ["hand-made", "estimate-live", "powercap-simulated"] {
+        let kept = fs::read_to_string(directory.join(format!("{name}.report.json"))).unwrap();
+        let kept: serde_json::Value = serde_json::from_str(&kept).unwrap();
+        let mut command = ecoprobe(&["replay", "--format", "json"]);
+        let output = command.arg(directory.join(format!("{name}.jsonl"))).output().unwrap();
+        let mut report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        report.as_object_mut().unwrap().remove("self").unwrap();
+        for workload in report["workloads"].as_array_mut().unwrap() {
+            assert!(workload.as_object_mut().unwrap().remove("partial").unwrap().is_null());
+        }
+        assert_eq!(report, kept, "{name}");
+    }
+}

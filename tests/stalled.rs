@@ -1,0 +1,174 @@
+//! Nobody reads the result: ticks go on, signals are heard, and what was measured is not lost.
+
+#![allow(clippy::unwrap_used)]
+
+mod sim;
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use sim::cgroup::TestCgroup;
+use sim::cli::{assert_closed, ecoprobe, number, until};
+use sim::load::Load;
+
+/// A pipe that holds one page.
+fn narrow_pipe() -> (File, OwnedFd) {
+    let (read, write) = nix::unistd::pipe().unwrap();
+    fcntl(write.as_fd(), FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    (read.into(), write)
+}
+
+struct Stalled {
+    child: Child,
+    reader: File,
+    directory: tempfile::TempDir,
+}
+
+impl Stalled {
+    /// Standard output is a pipe that nobody reads; standard error is the same one if `both`.
+    fn start(mut command: Command, both: bool) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (reader, writer) = narrow_pipe();
+        let stderr = if both {
+            Stdio::from(writer.try_clone().unwrap())
+        } else {
+            Stdio::from(File::create(directory.path().join("stderr")).unwrap())
+        };
+        command.env("TMPDIR", directory.path()).stdout(writer).stderr(stderr);
+        Self { child: command.spawn().unwrap(), reader, directory }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    /// Waits for its end, which must come soon.
+    #[track_caller]
+    fn ends_within(&mut self, limit: Duration) -> Option<i32> {
+        let start = Instant::now();
+        let mut status = None;
+        until("its end", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        assert!(start.elapsed() < limit, "{:?}", start.elapsed());
+        status.unwrap().code()
+    }
+
+    fn stderr(&self) -> String {
+        fs::read_to_string(self.directory.path().join("stderr")).unwrap_or_default()
+    }
+
+    /// The report that found no reader.
+    #[track_caller]
+    fn rescued(&self) -> Value {
+        let mut files: Vec<PathBuf> = fs::read_dir(self.directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
+            .collect();
+        assert_eq!(files.len(), 1, "{files:?} {}", self.stderr());
+        let file = files.remove(0);
+        serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap()
+    }
+}
+
+impl Drop for Stalled {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn watch(cgroup: &TestCgroup, format: &str) -> Command {
+    let name = cgroup.path().to_str().unwrap();
+    let options =
+        ["--interval=10ms", "--cpu-energy=estimate", "--gpu-energy=none", "--cgroup", name];
+    ecoprobe(options.into_iter().chain(["--format", format]))
+}
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn a_signal_ends_a_run_whose_output_nobody_reads() {
+    let cgroup = TestCgroup::v2("stalled");
+    let _busy = Load::hog(cgroup.path(), 1);
+    for (format, both) in [("jsonl", false), ("csv", false), ("json", false), ("jsonl", true)] {
+        let mut run = Stalled::start(watch(&cgroup, format), both);
+        thread::sleep(Duration::from_secs(2));
+        run.signal(Signal::SIGTERM);
+        let code = run.ends_within(Duration::from_secs(1));
+        if format == "json" && code == Some(0) {
+            // One small document fits into the pipe.
+            continue;
+        }
+        assert_eq!(code, Some(1), "{}", run.stderr());
+        let report = run.rescued();
+        assert_closed(&report);
+        let seconds = number(&report["window"]["seconds"]);
+        let samples = number(&report["window"]["samples"]);
+        // No tick waited: a hundred of them in each second, on a machine that others share.
+        assert!(seconds > 1.0 && samples > 60.0 * seconds, "{samples} in {seconds} s");
+        let cpu = number(&report["workloads"][0]["cpu_seconds"]);
+        assert!(cpu > 0.2 * seconds, "{cpu} of {seconds} s");
+        assert!(both || run.stderr().contains("the report is in"), "{}", run.stderr());
+    }
+}
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn a_reader_that_pauses_is_told_how_many_windows_it_has_missed() {
+    let cgroup = TestCgroup::v2("paused");
+    let _busy = Load::hog(cgroup.path(), 1);
+    let mut run = Stalled::start(watch(&cgroup, "jsonl"), false);
+    thread::sleep(Duration::from_secs(5));
+    let mut reader = run.reader.try_clone().unwrap();
+    let text = thread::spawn(move || {
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        text
+    });
+    thread::sleep(Duration::from_millis(500));
+    run.signal(Signal::SIGINT);
+    // What waited in the queue is written now.
+    assert_eq!(run.ends_within(Duration::from_secs(2)), Some(0), "{}", run.stderr());
+    // The other end of the pipe.
+    run.reader = File::open("/dev/null").unwrap();
+    let text = text.join().unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let (report, windows) = lines.split_last().unwrap();
+    assert_eq!(report["type"], "report");
+    let lost = number(&report["self"]["windows_lost"]);
+    assert!(lost > 10.0, "{lost}");
+    let samples = number(&report["window"]["samples"]);
+    assert_eq!(windows.len() as f64 + lost, samples - 1.0);
+    let said = report["warnings"].to_string();
+    assert!(said.contains(&format!("{lost} windows were not written")), "{said}");
+}
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn a_command_hears_its_signals_though_nobody_reads() {
+    let script = "trap 'exit 5' USR1; touch $0; while :; do sleep 0.05; done";
+    let directory = tempfile::tempdir().unwrap();
+    let ready = directory.path().join("ready");
+    let mut command =
+        ecoprobe(["run", "--interval=5ms", "--format=jsonl", "--cpu-energy=estimate"]);
+    command.args(["--gpu-energy=none", "--", "sh", "-c", script]).arg(&ready);
+    let mut run = Stalled::start(command, false);
+    until("the command", || ready.exists());
+    thread::sleep(Duration::from_secs(2));
+    run.signal(Signal::SIGUSR1);
+    // The command's own exit code.
+    assert_eq!(run.ends_within(Duration::from_secs(2)), Some(5), "{}", run.stderr());
+    let report = run.rescued();
+    assert!(number(&report["workloads"][0]["cpu_seconds"]) > 0.0);
+}
