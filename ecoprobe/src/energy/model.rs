@@ -24,26 +24,26 @@ const OF_TOTAL: f64 = 0.05;
 
 /// What a calibration needs to know about a domain's counter and load.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Grain {
+pub(crate) struct Grain {
     /// Successive windows are pooled until they are this long.
-    pub pool: Seconds,
+    pub(crate) pool: Seconds,
     /// How often the counter is refreshed.
-    pub refresh: Seconds,
+    pub(crate) refresh: Seconds,
     /// Up to this load the domain idles, in busy units. What it then draws is static power, too
     /// high by this much of `k` at most.
-    pub idle_load: f64,
+    pub(crate) idle_load: f64,
 }
 
 impl Grain {
     /// RAPL refreshes every millisecond. Load is in busy CPUs.
-    pub const RAPL: Self = Self { pool: Seconds(0.1), refresh: Seconds(0.001), idle_load: 0.02 };
+    pub(crate) const RAPL: Self = Self { pool: Seconds(0.1), refresh: Seconds(0.001), idle_load: 0.02 };
     /// NVML refreshes every 20 to 100 ms. Load is the part of the time that the device was busy.
-    pub const GPU: Self = Self { pool: Seconds(1.0), refresh: Seconds(0.1), idle_load: 0.005 };
+    pub(crate) const GPU: Self = Self { pool: Seconds(1.0), refresh: Seconds(0.1), idle_load: 0.005 };
 }
 
 /// What is known of a domain's static power.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum StaticPower {
+pub(crate) enum StaticPower {
     /// It was known beforehand.
     Given(Watts),
     /// It was learned; `stderr` is its standard error.
@@ -56,7 +56,7 @@ pub enum StaticPower {
 
 /// Why a static power is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Unknown {
+pub(crate) enum Unknown {
     /// Too little has been seen so far.
     TooShort,
     /// How busy the domain was could not be had: a partitioned GPU does not say.
@@ -69,7 +69,7 @@ pub enum Unknown {
 }
 
 impl StaticPower {
-    pub fn watts(self) -> Option<Watts> {
+    pub(crate) fn watts(self) -> Option<Watts> {
         match self {
             Self::Given(watts) | Self::Calibrated { watts, .. } => Some(watts),
             Self::Unknown(_) => None,
@@ -79,7 +79,7 @@ impl StaticPower {
 
 /// The power model of one domain. Attribution asks it and never looks inside.
 #[derive(Debug, Clone)]
-pub struct PowerModel(Knowledge);
+pub(crate) struct PowerModel(Knowledge);
 
 #[derive(Debug, Clone)]
 enum Knowledge {
@@ -89,7 +89,7 @@ enum Knowledge {
 
 impl PowerModel {
     /// With `given` static power, or else one that is learned.
-    pub fn new(given: Option<Watts>, grain: Grain) -> Self {
+    pub(crate) fn new(given: Option<Watts>, grain: Grain) -> Self {
         Self(match given {
             Some(watts) => Knowledge::Given(watts),
             None => Knowledge::Learned(Calibrator::new(grain)),
@@ -98,21 +98,21 @@ impl PowerModel {
 
     /// Learns from one window in which the domain was busy for `busy` (CPU-seconds, or seconds of
     /// the device).
-    pub fn observe(&mut self, window: Window, busy: Seconds) {
+    pub(crate) fn observe(&mut self, window: Window, busy: Seconds) {
         if let Knowledge::Learned(calibrator) = &mut self.0 {
             calibrator.observe(window, busy);
         }
     }
 
     /// A window of which it is not known how busy the domain was: it teaches nothing.
-    pub fn pass_over(&mut self, window: Window) {
+    pub(crate) fn pass_over(&mut self, window: Window) {
         if let Knowledge::Learned(calibrator) = &mut self.0 {
             calibrator.unknown += window.time;
         }
     }
 
     /// The best figure as of now.
-    pub fn static_power(&self) -> StaticPower {
+    pub(crate) fn static_power(&self) -> StaticPower {
         match &self.0 {
             Knowledge::Given(watts) => StaticPower::Given(*watts),
             Knowledge::Learned(calibrator) => calibrator.static_power(),
@@ -122,7 +122,7 @@ impl PowerModel {
 
 /// Learns a static power from running sums: O(1) in time and memory for each window.
 #[derive(Debug, Clone)]
-pub struct Calibrator {
+pub(crate) struct Calibrator {
     grain: Grain,
     pool: Window,
     pool_busy: Seconds,
@@ -134,7 +134,7 @@ pub struct Calibrator {
 }
 
 impl Calibrator {
-    pub fn new(grain: Grain) -> Self {
+    pub(crate) fn new(grain: Grain) -> Self {
         Self {
             grain,
             pool: Window::default(),
@@ -147,7 +147,7 @@ impl Calibrator {
     }
 
     /// Adds one window in which the domain was busy for `busy`.
-    pub fn observe(&mut self, window: Window, busy: Seconds) {
+    pub(crate) fn observe(&mut self, window: Window, busy: Seconds) {
         self.pool.energy += window.energy;
         self.pool.time += window.time;
         self.pool_busy += busy;
@@ -170,7 +170,7 @@ impl Calibrator {
     }
 
     /// The static power, if what was seen identifies it.
-    pub fn static_power(&self) -> StaticPower {
+    pub(crate) fn static_power(&self) -> StaticPower {
         // Idling shows it directly; a line has to be believed to be straight.
         let idle = self.idle.mean(self.grain.refresh).filter(|idle| self.is_useful(idle));
         let estimate = idle.map_or_else(|| self.extrapolate(), Ok);

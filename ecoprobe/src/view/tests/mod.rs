@@ -1,6 +1,7 @@
 mod accuracy;
 mod books;
 mod gpu;
+mod identity;
 mod sim;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,208 @@
+//! Who is who in the books: workloads that move, end and come back, and time that no counter covers.
+
+use super::*;
+use crate::event::PackageTime;
+
+const SECOND: u64 = 1_000_000_000;
+
+fn named(id: u64, name: &str, cgroup_id: u64) -> Event {
+    Event::Workload(Workload { id: WorkloadId(id), cgroup_id, ..workload(name) })
+}
+
+/// CPU seconds of workloads by package; those of others are 0.
+fn times(packages: &[&[(u64, f64)]], unplaced: &[(u64, f64)]) -> CpuTimes {
+    let time = |workloads: &[(u64, f64)]| PackageTime {
+        workloads: workloads
+            .iter()
+            .map(|(id, seconds)| (WorkloadId(*id), (seconds * 1e9) as u64))
+            .collect(),
+        ..PackageTime::default()
+    };
+    CpuTimes {
+        packages: packages.iter().map(|time_of| time(time_of)).collect(),
+        unplaced: time(unplaced),
+    }
+}
+
+/// A sample at `second`; the joules of each counter.
+fn at(second: u64, cpu: CpuTimes, joules: &[f64]) -> Sample {
+    let mono_ns = second * SECOND;
+    let energy =
+        joules.iter().map(|joules| Some(Reading { mono_ns, count: (joules / UNIT) as u64 }));
+    Sample { mono_ns, ends_window: true, cpu, energy: energy.collect() }
+}
+
+/// The packages that have a counter of 20 W static power, and those with one for their memory.
+fn with_counters(packages: usize, cpu: &[usize], dram: &[usize]) -> Session {
+    let domains = |kind: &str, component, packages: &[usize]| -> Vec<Domain> {
+        let domain = |package: &usize| domain(&format!("{kind}-{package}"), component, *package);
+        packages.iter().map(domain).collect()
+    };
+    let mut all = domains("package", Component::Cpu, cpu);
+    all.extend(domains("dram", Component::Dram, dram));
+    let watts = all.iter().map(|domain| (domain.name.clone(), 0.0)).collect();
+    let mut header = header(packages, all);
+    header.settings.static_watts = watts;
+    Session::new(header)
+}
+
+#[test]
+fn a_workload_that_moves_is_one_row_with_all_of_its_time() {
+    let mut session = with_counters(1, &[0], &[]);
+    session.apply(&named(1, "a.service", 10));
+    session.sample(&at(0, times(&[&[]], &[]), &[0.0]));
+    session.sample(&at(1, times(&[&[(1, 1.0)]], &[]), &[10.0]));
+    for restart in 1..=10 {
+        session.apply(&named(1, "a.service", 10 + restart));
+        let seconds = 1.0 + restart as f64;
+        session.sample(&at(1 + restart, times(&[&[(1, seconds)]], &[]), &[10.0 * seconds]));
+    }
+    let report = report(&mut session);
+    assert_adds_up(&report);
+    let [row] = &report.workloads[..] else { panic!("{:?}", report.workloads) };
+    assert_eq!((row.cgroup_id, row.cpu_seconds, row.energy_j.cpu), (20, 11.0, Some(110.0)));
+}
+
+#[test]
+fn an_end_keeps_the_row_and_a_return_goes_on_with_it() {
+    let mut session = with_counters(1, &[0], &[]);
+    session.apply(&named(1, "a", 10));
+    session.sample(&at(0, times(&[&[]], &[]), &[0.0]));
+    session.sample(&at(1, times(&[&[(1, 1.0)]], &[]), &[10.0]));
+    session.apply(&Event::Ended { id: WorkloadId(1) });
+    session.sample(&at(2, times(&[&[]], &[]), &[20.0]));
+    assert_eq!(report(&mut session).workloads[0].cpu_seconds, 1.0);
+    session.apply(&named(1, "a", 11));
+    session.sample(&at(3, times(&[&[(1, 1.5)]], &[]), &[30.0]));
+    let report = report(&mut session);
+    assert_adds_up(&report);
+    assert_eq!(report.workloads.len(), 1);
+    assert_eq!(report.workloads[0].cpu_seconds, 1.5);
+    assert_eq!(report.workloads[0].energy_j.cpu, Some(20.0));
+    assert_eq!(report.node.cpu.unattributed_j, Some(10.0));
+}
+
+#[test]
+fn of_very_many_that_ended_the_oldest_become_one_and_nothing_is_lost() {
+    const ENDED: u64 = 10_000;
+    let mut session = with_counters(1, &[0], &[]);
+    session.apply(&named(ENDED + 1, "lives", 1));
+    session.sample(&at(0, times(&[&[]], &[]), &[0.0]));
+    let mut windows = 0.0;
+    for id in 1..=ENDED {
+        session.apply(&named(id, "job", id));
+        let cpu = times(&[&[(id, 0.5), (ENDED + 1, 0.5 * id as f64)]], &[]);
+        session.sample(&at(id, cpu, &[4.0 * id as f64]));
+        session.apply(&Event::Ended { id: WorkloadId(id) });
+        if id % 1000 == 0 {
+            let window = session.window().unwrap();
+            assert_closed(&window.node);
+            windows += window.node.cpu.measured_j.unwrap();
+        }
+    }
+    assert_eq!(windows, 40.0);
+    let report = report(&mut session);
+    assert_adds_up(&report);
+    assert!(report.workloads.len() < 5000, "{}", report.workloads.len());
+    let seconds: f64 = report.workloads.iter().map(|workload| workload.cpu_seconds).sum();
+    assert_eq!(seconds, ENDED as f64);
+    let folded = report.workloads.last().unwrap();
+    assert_eq!(folded.kind, WorkloadKind::Ended);
+    assert_eq!(folded.name, format!("{} that ended before", ENDED - 4096));
+    assert_eq!(folded.cpu_seconds, (ENDED - 4096) as f64 * 0.5);
+    let joules = folded.energy_j.cpu.unwrap();
+    assert!((joules - (ENDED - 4096) as f64 * 2.0).abs() < 1e-6, "{joules}");
+}
+
+#[test]
+fn a_package_without_a_counter_makes_a_figure_partial_or_unknown() {
+    let mut session = with_counters(2, &[0], &[]);
+    for (id, name) in [(1, "here"), (2, "there"), (3, "both"), (4, "never")] {
+        session.apply(&named(id, name, id));
+    }
+    session.sample(&at(0, times(&[&[], &[]], &[]), &[0.0]));
+    let cpu = times(&[&[(1, 1.0), (3, 0.5)], &[(2, 1.0), (3, 0.5)]], &[]);
+    session.sample(&at(1, cpu, &[30.0]));
+    let window = session.window().unwrap();
+    let report = report(&mut session);
+    assert_adds_up(&report);
+    let [here, there, both, never] = &report.workloads[..] else { panic!() };
+    assert_eq!((here.energy_j.cpu, &here.partial), (Some(20.0), &None));
+    // Not 0: not known.
+    assert_eq!((there.energy_j.cpu, there.energy_j.total, there.mean_power_w), (None, None, None));
+    assert_eq!(window.workloads[1].energy_j.total, None);
+    let partial = there.partial.as_deref().unwrap();
+    assert!(partial.contains("1.000 of 1.000 CPU-seconds were on package-1"), "{partial}");
+    assert_eq!(both.energy_j.cpu, Some(10.0));
+    let partial = both.partial.as_deref().unwrap();
+    assert!(partial.contains("0.500 of 1.000 CPU-seconds were on package-1"), "{partial}");
+    // Who did not run drew nothing, and that is known.
+    assert_eq!((never.energy_j.cpu, &never.partial), (Some(0.0), &None));
+    let [warning] = &report.warnings[..] else { panic!("{:?}", report.warnings) };
+    assert!(warning.contains("1.500 CPU-seconds on package-1"), "{warning}");
+}
+
+#[test]
+fn memory_without_a_counter_is_partial_too() {
+    let mut session = with_counters(2, &[0, 1], &[0]);
+    session.apply(&named(1, "there", 1));
+    session.apply(&named(2, "both", 2));
+    session.sample(&at(0, times(&[&[], &[]], &[]), &[0.0, 0.0, 0.0]));
+    let cpu = times(&[&[(2, 0.5)], &[(1, 1.0), (2, 0.5)]], &[]);
+    session.sample(&at(1, cpu, &[30.0, 30.0, 3.0]));
+    let report = report(&mut session);
+    assert_adds_up(&report);
+    let [there, both] = &report.workloads[..] else { panic!() };
+    assert_eq!((there.energy_j.cpu, there.energy_j.dram), (Some(20.0), None));
+    assert_eq!((both.energy_j.cpu, both.energy_j.dram), (Some(40.0), Some(3.0)));
+    assert!(there.partial.as_deref().unwrap().contains("memory"), "{:?}", there.partial);
+    let [warning] = &report.warnings[..] else { panic!("{:?}", report.warnings) };
+    assert!(warning.contains("memory has no energy counter"), "{warning}");
+}
+
+#[test]
+fn a_machine_whose_memory_has_no_counter_at_all_is_not_partial() {
+    let mut session = with_counters(1, &[0], &[]);
+    session.apply(&named(1, "a", 1));
+    session.sample(&at(0, times(&[&[]], &[]), &[0.0]));
+    session.sample(&at(1, times(&[&[(1, 1.0)]], &[]), &[30.0]));
+    let report = report(&mut session);
+    assert_eq!((report.workloads[0].energy_j.dram, &report.workloads[0].partial), (None, &None));
+    assert_eq!(report.warnings, [""; 0]);
+}
+
+#[test]
+fn time_on_cpus_whose_package_is_not_known_is_said() {
+    let mut session = with_counters(2, &[0, 1], &[]);
+    session.apply(&named(1, "a", 1));
+    session.sample(&at(0, times(&[&[], &[]], &[]), &[0.0, 0.0]));
+    session.sample(&at(1, times(&[&[], &[]], &[(1, 1.0)]), &[5.0, 100.0]));
+    let report = report(&mut session);
+    assert_adds_up(&report);
+    let job = &report.workloads[0];
+    assert_eq!((job.cpu_seconds, job.energy_j.cpu), (1.0, None));
+    assert!(job.partial.as_deref().unwrap().contains("package is not known"), "{:?}", job.partial);
+    assert_eq!(report.node.cpu.unattributed_j, Some(105.0));
+    let [warning] = &report.warnings[..] else { panic!("{:?}", report.warnings) };
+    assert!(warning.contains("package is not known"), "{warning}");
+}
+
+#[test]
+fn a_window_may_hold_many_readings() {
+    let mut session = with_counters(1, &[0], &[]);
+    session.apply(&named(1, "a", 1));
+    session.sample(&at(0, times(&[&[]], &[]), &[0.0]));
+    for second in 1..=8 {
+        let cpu = times(&[&[(1, second as f64)]], &[]);
+        let sample = at(second, cpu, &[10.0 * second as f64]);
+        session.sample(&Sample { ends_window: second % 4 == 0, ..sample });
+        let windows = second / 4;
+        assert_eq!(session.window().is_some(), windows > 0);
+        if let Some(window) = session.window() {
+            assert_eq!((window.start_s, window.seconds), (4.0 * (windows - 1) as f64, 4.0));
+            assert_eq!(window.node.cpu.measured_j, Some(40.0));
+            assert_eq!(window.workloads[0].cpu_seconds, 4.0);
+        }
+    }
+    assert_eq!(report(&mut session).node.cpu.measured_j, Some(80.0));
+}
