@@ -257,3 +257,72 @@ fn loaded_programs() -> BTreeSet<u32> {
 fn loaded_maps() -> BTreeSet<u32> {
     aya::maps::loaded_maps().flatten().map(|map| map.id()).collect()
 }
+
+/// `run` with its result on standard output, in `directory`.
+fn mixed(directory: &Path, format: &str, script: &str) -> Ended {
+    let mut run =
+        ecoprobe(["run", "--cpu-energy=estimate", "--gpu-energy=none", "--interval=100ms"]);
+    run.current_dir(directory).args(["--format", format, "--", "sh", "-c", script]);
+    Running::spawn(run).wait().exited(0)
+}
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn a_result_for_programs_does_not_stand_among_what_the_command_prints() {
+    for format in ["json", "jsonl", "csv"] {
+        let directory = tempfile::tempdir().unwrap();
+        let ended = mixed(directory.path(), format, "sleep 0.25; echo hello; echo err >&2");
+        let mut files: Vec<PathBuf> =
+            fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(files.len(), 1, "{format}: {files:?} {}", ended.stderr);
+        let file = files.remove(0);
+        assert!(ended.stderr.contains(file.to_str().unwrap()), "{}", ended.stderr);
+        let text = fs::read_to_string(&file).unwrap();
+        match format {
+            // What came before the command's first word had nothing to mix with.
+            "json" => {
+                assert_eq!(ended.stdout, "hello\n");
+                assert_closed(&serde_json::from_str(&text).unwrap());
+            }
+            "jsonl" => {
+                assert!(ended.stdout.contains("\nhello\n"), "{}", ended.stdout);
+                let last = text.lines().last().unwrap();
+                assert!(last.starts_with(r#"{"type":"report""#), "{last}");
+            }
+            _ => assert!(ended.stdout.contains("hello\n"), "{}", ended.stdout),
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn a_silent_commands_result_is_on_standard_output() {
+    let directory = tempfile::tempdir().unwrap();
+    for format in ["json", "jsonl"] {
+        let ended = mixed(directory.path(), format, "sleep 0.25; echo err >&2");
+        let report = ended.stdout.lines().last().unwrap();
+        let report = if format == "json" { &ended.stdout } else { report };
+        assert_closed(&serde_json::from_str(report).unwrap());
+    }
+    // And a table is for people.
+    let ended = mixed(directory.path(), "table", "echo hello");
+    assert!(ended.stdout.starts_with("hello\n") && ended.stdout.contains("WORKLOAD"));
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn what_the_command_leaves_behind_goes_on_writing() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = "echo first; (sleep 1; echo last) 2>/dev/null &";
+    let mut run = ecoprobe(["run", "--cpu-energy=none", "--gpu-energy=none", "--format=json"]);
+    run.current_dir(directory.path()).args(["--", "sh", "-c", script]);
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    run.stdout(writer).stderr(std::process::Stdio::null());
+    let status = run.spawn().unwrap().wait().unwrap();
+    assert_eq!(status.code(), Some(0));
+    drop(run);
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut fs::File::from(reader), &mut text).unwrap();
+    assert_eq!(text, "first\nlast\n");
+}

@@ -149,7 +149,7 @@ fn roots(args: crate::cli::Roots) -> Roots {
 }
 
 fn target(OutputArgs { format, output }: OutputArgs) -> Target {
-    Target { format, file: output }
+    Target { format, file: output, others: None }
 }
 
 fn wishes(args: SettingsArgs) -> Wishes {

@@ -36,9 +36,11 @@ pub(crate) struct Grain {
 
 impl Grain {
     /// RAPL refreshes every millisecond. Load is in busy CPUs.
-    pub(crate) const RAPL: Self = Self { pool: Seconds(0.1), refresh: Seconds(0.001), idle_load: 0.02 };
+    pub(crate) const RAPL: Self =
+        Self { pool: Seconds(0.1), refresh: Seconds(0.001), idle_load: 0.02 };
     /// NVML refreshes every 20 to 100 ms. Load is the part of the time that the device was busy.
-    pub(crate) const GPU: Self = Self { pool: Seconds(1.0), refresh: Seconds(0.1), idle_load: 0.005 };
+    pub(crate) const GPU: Self =
+        Self { pool: Seconds(1.0), refresh: Seconds(0.1), idle_load: 0.005 };
 }
 
 /// What is known of a domain's static power.

@@ -18,6 +18,8 @@ use std::fs;
 use std::io::{self, IsTerminal, Write as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::base::Error;
 use crate::event::Header;
@@ -39,12 +41,25 @@ pub enum Format {
     Csv,
 }
 
+impl Format {
+    fn extension(self) -> &'static str {
+        match self {
+            Self::Table => "txt",
+            Self::Json => "json",
+            Self::Jsonl => "jsonl",
+            Self::Csv => "csv",
+        }
+    }
+}
+
 /// What is written, and where.
 #[derive(Debug, Clone, Default)]
 pub struct Target {
     pub format: Format,
     /// `None`: standard output.
     pub file: Option<PathBuf>,
+    /// Whether somebody else has written to standard output; the result then goes elsewhere.
+    pub others: Option<Arc<AtomicBool>>,
 }
 
 /// Where a run shows its windows while it goes on, and its report when it is done. An error of any
@@ -107,26 +122,28 @@ pub fn open_quiet(target: &Target) -> anyhow::Result<Box<dyn Output>> {
 
 fn build(target: &Target, watched: bool) -> anyhow::Result<Box<dyn Output>> {
     use progress::Progress;
-    use target::{Document, Stream};
+    use target::{Document, Others, Stream};
 
     let path = target.file.as_deref();
+    let others =
+        target.others.clone().map(|used| Others { used, extension: target.format.extension() });
     Ok(match target.format {
         Format::Table => {
             let screen = path.is_none() && io::stdout().is_terminal();
-            let document = Document::open(path)?;
+            let document = Document::open(path, others)?;
             Box::new(table::Table::new(document, screen, watched, Progress::start(watched)))
         }
         Format::Json => {
-            let document = Document::open(path)?;
+            let document = Document::open(path, others)?;
             Box::new(json::Json { document, progress: Progress::start(watched) })
         }
         Format::Jsonl => {
-            let stream = Stream::open(path)?;
+            let stream = Stream::open(path, others)?;
             let progress = Progress::start(watched && !stdout_is_screen(target));
             Box::new(jsonl::JsonLines { stream, progress, cpu_energy: None })
         }
         Format::Csv => {
-            let stream = Stream::open(path)?;
+            let stream = Stream::open(path, others)?;
             let screen = stdout_is_screen(target);
             Box::new(csv::Csv::new(stream, screen, Progress::start(watched && !screen)))
         }
@@ -188,7 +205,8 @@ mod tests {
     fn written(format: Format, windows: &[WindowReport]) -> String {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("result");
-        let mut output = open_quiet(&Target { format, file: Some(path.clone()) }).unwrap();
+        let mut output =
+            open_quiet(&Target { format, file: Some(path.clone()), others: None }).unwrap();
         for window in windows {
             output.window(window).unwrap();
         }
@@ -245,7 +263,7 @@ start_s,seconds,workload,cpu_seconds,cpu_j,dram_j,gpu_j,idle_share_j,total_j,mea
 
     #[test]
     fn only_a_result_that_nobody_reads_is_a_closed_pipe() {
-        let full = Target { format: Format::Csv, file: Some("/dev/full".into()) };
+        let full = Target { format: Format::Csv, file: Some("/dev/full".into()), others: None };
         let error = open_quiet(&full).unwrap().finish(&report()).unwrap_err();
         assert!(!is_closed_pipe(&error.into()));
         let elsewhere = io::Error::from(io::ErrorKind::BrokenPipe);

@@ -6,6 +6,8 @@ use std::io::{self, BufWriter, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A write that failed, and what was being written. It travels inside an [`io::Error`] of the same
 /// kind, so that the sentence survives a bare `?`.
@@ -36,32 +38,67 @@ pub(super) fn named(name: impl fmt::Display) -> impl Fn(io::Error) -> io::Error 
 pub(super) struct Stream {
     name: String,
     file: BufWriter<File>,
+    others: Option<Others>,
+}
+
+/// Others who may write to the same standard output.
+#[derive(Debug)]
+pub(super) struct Others {
+    /// They have.
+    pub(super) used: Arc<AtomicBool>,
+    /// Of the file that the result then goes to.
+    pub(super) extension: &'static str,
 }
 
 impl Stream {
-    pub(super) fn open(output: Option<&Path>) -> io::Result<Self> {
-        let Some(path) = output else { return Self::stdout() };
+    /// `others` is about standard output.
+    pub(super) fn open(output: Option<&Path>, others: Option<Others>) -> io::Result<Self> {
+        let Some(path) = output else { return Self::stdout(others) };
         let exists = fs::metadata(path).is_ok();
         // Without O_CREAT where there is something: a FIFO of another user in a sticky directory
         // cannot be opened with it.
         let mut options = File::options();
         options.write(true).truncate(true).create(!exists);
         let file = options.open(path).map_err(named(path.display()))?;
-        Ok(Self { name: path.display().to_string(), file: BufWriter::new(file) })
+        Ok(Self { name: path.display().to_string(), file: BufWriter::new(file), others: None })
     }
 
-    fn stdout() -> io::Result<Self> {
+    fn stdout(others: Option<Others>) -> io::Result<Self> {
         const NAME: &str = "standard output";
         // A plain descriptor: one buffer, not the line buffer of `std::io::stdout` below another,
         // and every error seen.
         let descriptor = io::stdout().as_fd().try_clone_to_owned().map_err(named(NAME))?;
-        Ok(Self { name: NAME.to_owned(), file: BufWriter::new(File::from(descriptor)) })
+        Ok(Self { name: NAME.to_owned(), file: BufWriter::new(File::from(descriptor)), others })
     }
 
     /// Writes `bytes` and hands them to the kernel.
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Some(others) = self.others.take_if(|others| others.used.load(Ordering::Acquire)) {
+            self.go_elsewhere(others.extension)?;
+        }
         let written = self.file.write_all(bytes).and_then(|()| self.file.flush());
         written.map_err(named(&self.name))
+    }
+}
+
+impl Stream {
+    /// From here on the result goes to a file of its own.
+    fn go_elsewhere(&mut self, extension: &str) -> io::Result<()> {
+        let name = format!("ecoprobe-run-{}.{extension}", std::process::id());
+        let create = |path: PathBuf| {
+            // Not over a file, and not through a link, that is there already.
+            let file = File::options().write(true).create_new(true).open(&path)?;
+            Ok::<_, io::Error>((path, file))
+        };
+        let here = std::env::current_dir().and_then(|directory| create(directory.join(&name)));
+        let (path, file) =
+            here.or_else(|_| create(std::env::temp_dir().join(&name))).map_err(named(&name))?;
+        super::note(&format!(
+            "the command writes to standard output too: the result is in {}; choose with --output",
+            path.display()
+        ));
+        (self.name, self.file) = (path.display().to_string(), BufWriter::new(file));
+        Ok(())
     }
 }
 
@@ -75,15 +112,15 @@ pub(super) enum Document {
 
 impl Document {
     /// Finds out now whether the file can be written, not after hours of measuring.
-    pub(super) fn open(output: Option<&Path>) -> io::Result<Self> {
-        let Some(path) = output else { return Stream::open(None).map(Self::Stream) };
+    pub(super) fn open(output: Option<&Path>, others: Option<Others>) -> io::Result<Self> {
+        let Some(path) = output else { return Stream::open(None, others).map(Self::Stream) };
         let Some(path) = to_be_replaced(path).map_err(named(path.display()))? else {
-            return Stream::open(Some(path)).map(Self::Stream);
+            return Stream::open(Some(path), None).map(Self::Stream);
         };
         match temporary_beside(&path) {
             Ok(_) => Ok(Self::Replace(path)),
             // A writable file in a directory that is not: written in place.
-            Err(_) if path.exists() => Stream::open(Some(&path)).map(Self::Stream),
+            Err(_) if path.exists() => Stream::open(Some(&path), None).map(Self::Stream),
             Err(error) => Err(named(path.display())(error)),
         }
     }
@@ -148,7 +185,7 @@ mod tests {
         let path = directory.path().join("report.json");
         fs::write(&path, "old").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        let mut document = Document::open(Some(&path)).unwrap();
+        let mut document = Document::open(Some(&path), None).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"old", "untouched until there is something to say");
         document.write(b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
@@ -162,7 +199,7 @@ mod tests {
         let (real, link) = (directory.path().join("real"), directory.path().join("link"));
         fs::write(&real, "old").unwrap();
         symlink(&real, &link).unwrap();
-        Document::open(Some(&link)).unwrap().write(b"new").unwrap();
+        Document::open(Some(&link), None).unwrap().write(b"new").unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(fs::read(&real).unwrap(), b"new");
     }
@@ -195,9 +232,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let missing = directory.path().join("no/such/report.json");
         for error in [
-            Document::open(Some(&missing)).unwrap_err(),
-            Document::open(Some(directory.path())).unwrap_err(),
-            Stream::open(Some(&missing)).unwrap_err(),
+            Document::open(Some(&missing), None).unwrap_err(),
+            Document::open(Some(directory.path()), None).unwrap_err(),
+            Stream::open(Some(&missing), None).unwrap_err(),
         ] {
             assert!(error.to_string().starts_with("cannot write to /"), "{error}");
         }
@@ -205,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_full_device_is_written_to_and_named() {
-        let mut document = Document::open(Some(Path::new("/dev/full"))).unwrap();
+        let mut document = Document::open(Some(Path::new("/dev/full")), None).unwrap();
         let error = document.write(b"x").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         assert_eq!(error.to_string(), "cannot write to /dev/full");

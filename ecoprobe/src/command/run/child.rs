@@ -7,7 +7,7 @@ use std::future::poll_fn;
 use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::ExitStatus;
+use std::process::{ExitStatus, Stdio};
 use std::task::Poll;
 
 use nix::sys::signal::{self, Signal};
@@ -73,13 +73,13 @@ impl Child {
     ///
     /// The standard library unblocks all signals and restores SIGPIPE in the child; handlers
     /// become the default action by executing, and what was ignored stays ignored, as for nohup.
-    pub fn spawn(command: &[OsString], scope: &Scope) -> Result<Self, SpawnError> {
+    pub fn spawn(command: &[OsString], scope: &Scope, stdout: Stdio) -> Result<Self, SpawnError> {
         let (program, arguments) = command.split_first().ok_or(SpawnError::Missing)?;
         let in_cgroup =
             |source| SpawnError::Cgroup { cgroup: scope.directory().display().to_string(), source };
         let processes = scope.processes().map_err(in_cgroup)?;
         let mut command = Command::new(program);
-        command.args(arguments);
+        command.args(arguments).stdout(stdout);
         // SAFETY: between fork and exec, `join` only calls write(2), which is async-signal-safe,
         // and builds an error that does not allocate.
         unsafe { command.pre_exec(move || join(&processes)) };

@@ -1,44 +1,67 @@
 //! `ecoprobe run -- COMMAND`: a command in a cgroup of its own.
 
 pub mod child;
+mod relay;
 
+use std::io::{self, IsTerminal as _};
+use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::process::{ExitCode, ExitStatus};
+use std::process::{ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use nix::sys::signal::Signal;
 
 use self::child::{Child, Signals};
+use self::relay::Relay;
 use super::measure::{Measurement, Wake, runtime};
 use crate::base::WorkloadId;
 use crate::base::error::EXIT_FAILED;
 use crate::collector::Collector;
 use crate::config;
-use crate::output;
+use crate::output::{self, Format, Target};
 use crate::workload::hierarchy::Hierarchies;
 use crate::workload::scope::{Scope, clean_up_stale};
 
 /// How long the command has to end after --duration has passed.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// How long what the command wrote may take to be passed on.
+const RELAY_PATIENCE: Duration = Duration::from_millis(300);
+
 pub(super) fn run(config: &config::Run) -> anyhow::Result<ExitCode> {
     let roots = &config.measure.collect.roots;
     clean_up_stale(&Hierarchies::find(roots)?);
-    let output = output::open_quiet(&config.measure.output)?;
+    let mut target = config.measure.output.clone();
+    let (mut relay, mut stdout) = (None, Stdio::inherit());
+    if would_mix(&target) {
+        let (started, write) = Relay::start(io::stdout().as_fd().try_clone_to_owned()?)
+            .context("cannot pass on the command's standard output")?;
+        target.others = Some(started.used());
+        (relay, stdout) = (Some(started), write.into());
+    }
+    let output = output::open_quiet(&target)?;
     let scope = Scope::create(roots)?;
-    runtime()?.block_on(measure(config, scope, output))
+    runtime()?.block_on(measure(config, scope, output, stdout, relay))
+}
+
+/// Whether a result for programs would stand among what the command prints.
+fn would_mix(target: &Target) -> bool {
+    target.format != Format::Table && target.file.is_none() && !io::stdout().is_terminal()
 }
 
 async fn measure(
     config: &config::Run,
     scope: Scope,
     output: Box<dyn output::Output>,
+    stdout: Stdio,
+    relay: Option<Relay>,
 ) -> anyhow::Result<ExitCode> {
     let signals = Signals::listen()?;
     let workload = scope.workload(WorkloadId(1), &name(config));
     let opened = Collector::open(&config.measure.collect, scope.hierarchy(), 1)?;
     let mut run = Measurement::start(&config.measure, opened, &[workload], output, signals)?;
-    let mut child = match Child::spawn(&config.command, &scope) {
+    let mut child = match Child::spawn(&config.command, &scope, stdout) {
         Ok(child) => child,
         Err(error) => {
             output::note(&error.to_string());
@@ -47,8 +70,13 @@ async fn measure(
     };
     let status = until_it_ends(&mut run, &mut child).await?;
     run.last_tick();
+    // Before the result, which comes after all that the command wrote.
+    let remaining = relay.and_then(|relay| relay.finish(RELAY_PATIENCE));
     let left_behind = scope.close();
     let complete = run.finish(left_behind.into_iter().collect());
+    if let Some(remaining) = remaining {
+        remaining.leave_behind();
+    }
     // The command's own failure is the one that its caller must hear of.
     let code = child::exit_code(status);
     Ok(ExitCode::from(if code == 0 && !complete { EXIT_FAILED } else { code }))
