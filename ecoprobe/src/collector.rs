@@ -9,23 +9,26 @@ use std::time::Duration;
 use anyhow::Context as _;
 use hdrhistogram::Histogram;
 
+use crate::base::WorkloadId;
 use crate::base::error::Error;
+use crate::base::id::User;
 use crate::base::monotonic_ns;
 use crate::base::own::{Own, Quantiles};
 use crate::cli::MeasureArgs;
 use crate::command::settings::settings;
 use crate::event::sources::{CpuTimeSource, GpuEnergyKind, GpuEnergySource, Host, Sources};
-use crate::event::{Event, Header, RECORDING_SCHEMA, Sample, Settings, Workload};
+use crate::event::{Event, Header, RECORDING_SCHEMA, SLOT_FIRST, Sample, Settings, Workload};
 use crate::host::Roots;
 use crate::host::{self, topology::Topology};
 use crate::meter::gpu::GpuEnergyChoice;
-use crate::meter::gpu::{GpuMeter, GpuOptions, Owners, Workloads};
+use crate::meter::gpu::{GpuMeter, GpuOptions, PidOwner, Whose};
 use crate::meter::{EnergyMeter, open_cpu_energy};
 use crate::probe::{CpuTime, Exits, LoadOptions};
 use crate::recording::{Recorder, RecordingError};
 use crate::session::Session;
 use crate::view::report::Report;
 use crate::workload::hierarchy::Hierarchy;
+use crate::workload::owner::{Exit, Owners, Workloads};
 
 /// How many ticks in a row a counter may fail before the others go on without it.
 const PATIENCE: u32 = 3;
@@ -420,9 +423,33 @@ fn open_gpu(
     let exited = move |pid| exits.as_ref()?.find(pid);
     let (procfs, version) = (&args.roots.procfs, hierarchy.version.clone());
     let owner = Owners::new(procfs, version, owners.clone(), exited);
-    let (meter, source, warnings) = GpuMeter::start(options, owner)?;
+    let (meter, source, warnings) = GpuMeter::start(options, BySlot(owner))?;
     let meter = (source.kind != GpuEnergyKind::None).then_some(meter);
     Ok(OpenedGpu { meter, source, warnings })
+}
+
+/// Who has a pid, for the GPU meter, which does not know slots.
+struct BySlot<E>(Owners<E>);
+
+impl<E: Fn(u32) -> Option<Exit> + Send + 'static> PidOwner for BySlot<E> {
+    fn living(&self, pid: u32) -> Whose {
+        self.0.living(pid).map_or(Whose::Gone, |slot| Whose::User(user_of(slot)))
+    }
+
+    fn exited(&self, pid: u32) -> Option<(User, u64)> {
+        self.0.exited(pid).map(|(slot, ns)| (user_of(slot), ns))
+    }
+
+    fn sees_host_pids(&self) -> bool {
+        self.0.sees_host_pids()
+    }
+}
+
+fn user_of(slot: usize) -> User {
+    match slot.checked_sub(SLOT_FIRST) {
+        Some(id) => User::Workload(WorkloadId(id as u64)),
+        None => User::Other,
+    }
 }
 
 /// Wall-clock time, RFC 3339.

@@ -6,9 +6,10 @@
 
 pub mod sources;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use self::sources::{Host, Sources};
+use crate::base::id::User;
 use crate::base::{Component, WorkloadId};
 
 /// Version of the recording format; the first line of every recording carries it.
@@ -175,14 +176,13 @@ pub struct GpuWindow {
     pub busy: Option<f64>,
     /// How `usage` was found.
     pub method: GpuMethod,
-    /// Who used it, by slot (`SLOT_OTHER` for processes of no workload). Weights are relative:
-    /// SM-seconds, bytes held or the like. Empty: nobody.
+    /// Who used it. Weights are relative: SM-seconds, bytes held or the like. Empty: nobody.
     pub usage: Vec<GpuUsage>,
     /// Usage could not be had (permission, pid namespace): energy has nobody to bill.
     #[serde(default)]
     pub unknown_users: bool,
-    /// Weight, in the unit of `usage`, of processes that were gone before anybody could tell whose
-    /// they were: their share of the energy goes to nobody, and to no one else either.
+    /// Weight, in the unit of `usage`, of processes of which nobody can tell whose they are, or that
+    /// were gone before anybody could: their share of the energy goes to nobody, and to no one else either.
     #[serde(default)]
     pub lost_weight: f64,
     /// How far apart the instants are at which the energy is known, milliseconds: the counter's
@@ -195,14 +195,46 @@ pub struct GpuWindow {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(from = "GpuUsageForm")]
 pub struct GpuUsage {
-    pub slot: usize,
+    /// `"workload": 7`, or null for processes of no workload.
+    #[serde(rename = "workload", serialize_with = "user_form")]
+    pub user: User,
     /// Relative share of the dynamic energy.
     pub weight: f64,
     /// Time that this workload kept the device busy, seconds; `None` if unknown.
     pub busy_seconds: Option<f64>,
     /// It holds memory on the device (idle energy may go to it).
     pub holds: bool,
+}
+
+fn user_form<S: Serializer>(user: &User, serializer: S) -> Result<S::Ok, S::Error> {
+    match user {
+        User::Workload(id) => Some(id),
+        User::Other => None,
+    }
+    .serialize(serializer)
+}
+
+/// As it is in a recording; older ones have the slot.
+#[derive(Deserialize)]
+struct GpuUsageForm {
+    #[serde(default)]
+    workload: Option<WorkloadId>,
+    #[serde(default)]
+    slot: Option<usize>,
+    weight: f64,
+    busy_seconds: Option<f64>,
+    holds: bool,
+}
+
+impl From<GpuUsageForm> for GpuUsage {
+    fn from(form: GpuUsageForm) -> Self {
+        let GpuUsageForm { workload, slot, weight, busy_seconds, holds } = form;
+        let in_slot = |slot: usize| Some(WorkloadId(slot.checked_sub(SLOT_FIRST)? as u64));
+        let workload = workload.or_else(|| slot.and_then(in_slot));
+        Self { user: workload.map_or(User::Other, User::Workload), weight, busy_seconds, holds }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -216,4 +248,26 @@ pub enum GpuMethod {
     Memory,
     /// By slice size and utilisation of MIG instances: a model.
     Mig,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_used_a_gpu_is_a_workload_or_null_and_was_a_slot() {
+        for (user, form) in [(User::Workload(WorkloadId(7)), "7"), (User::Other, "null")] {
+            let usage = GpuUsage { user, weight: 0.5, busy_seconds: None, holds: true };
+            let text =
+                format!(r#"{{"workload":{form},"weight":0.5,"busy_seconds":null,"holds":true}}"#);
+            assert_eq!(serde_json::to_string(&usage).unwrap(), text);
+            assert_eq!(serde_json::from_str::<GpuUsage>(&text).unwrap(), usage);
+        }
+        let old = |slot: usize| {
+            let text = format!(r#"{{"slot":{slot},"weight":1,"busy_seconds":1,"holds":false}}"#);
+            serde_json::from_str::<GpuUsage>(&text).unwrap().user
+        };
+        assert_eq!(old(SLOT_FIRST + 3), User::Workload(WorkloadId(3)));
+        assert_eq!((old(SLOT_OTHER), old(SLOT_IDLE)), (User::Other, User::Other));
+    }
 }

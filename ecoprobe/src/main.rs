@@ -5,12 +5,13 @@ use std::process::ExitCode;
 use clap::Parser;
 use ecoprobe::base::error;
 use ecoprobe::cli::{Cli, Command};
-use ecoprobe::{command, output};
+use ecoprobe::{command, host, output};
 
 fn main() -> ExitCode {
     // SIGPIPE stays ignored, as the Rust runtime leaves it: a reader that goes away is an error that
     // unwinds like any other, past what has to be cleaned up. Children get the default back from
     // `std::process::Command`.
+    host::stdout::keep();
     run(&Cli::parse()).unwrap_or_else(|error| {
         if !output::is_closed_pipe(&error) {
             output::note(&format!("{error:#}"));

@@ -21,6 +21,7 @@ use std::path::Path;
 use crate::base::error::Error;
 use crate::cli::{Format, OutputArgs};
 use crate::event::Header;
+use crate::host::stdout;
 use crate::view::report::{Report, WindowReport};
 
 pub use progress::note;
@@ -90,7 +91,7 @@ fn build(args: &OutputArgs, watched: bool) -> anyhow::Result<Box<dyn Output>> {
     let path = args.output.as_deref();
     Ok(match args.format {
         Format::Table => {
-            let screen = path.is_none() && io::stdout().is_terminal();
+            let screen = path.is_none() && stdout::real().is_terminal();
             let document = Document::open(path)?;
             Box::new(table::Table::new(document, screen, watched, Progress::start(watched)))
         }
@@ -117,7 +118,7 @@ pub(crate) fn shows_notes(args: &OutputArgs) -> bool {
 
 /// Lines that scroll by on the screen are progress enough.
 fn stdout_is_screen(args: &OutputArgs) -> bool {
-    args.output.is_none() && io::stdout().is_terminal()
+    args.output.is_none() && stdout::real().is_terminal()
 }
 
 fn dumb_terminal() -> bool {

@@ -222,6 +222,8 @@ mod tests {
     use super::shape::is_amount;
     use super::*;
     use crate::base::Component;
+    use crate::base::WorkloadId;
+    use crate::base::id::User;
     use crate::event::sources::*;
     use crate::event::*;
 
@@ -283,7 +285,8 @@ mod tests {
     }
 
     fn gpu(millijoules: f64, slot: usize) -> Event {
-        let usage = GpuUsage { slot, weight: 5e-324, busy_seconds: None, holds: true };
+        let user = User::Workload(WorkloadId(slot as u64));
+        let usage = GpuUsage { user, weight: 5e-324, busy_seconds: None, holds: true };
         Event::Gpu(GpuWindow {
             uuid: "GPU-1".into(),
             from_ns: 0,

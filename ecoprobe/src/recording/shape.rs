@@ -1,5 +1,6 @@
 //! What makes a sequence of events a recording.
 
+use crate::base::id::User;
 use crate::event::{Event, GpuWindow, Header, SLOT_FIRST, Sample};
 
 /// What the events so far allow the next one to be. Reader and writer check the same, so that what
@@ -66,7 +67,8 @@ impl Shape {
             return Err("a GPU window with a figure that is no amount".into());
         }
         for usage in &window.usage {
-            if usage.slot >= self.slots() {
+            let introduced = (self.slots() - SLOT_FIRST) as u64;
+            if matches!(usage.user, User::Workload(id) if id.0 >= introduced) {
                 return Err("GPU usage of a workload that was not introduced".into());
             }
             if !is_amount(usage.weight) || !usage.busy_seconds.is_none_or(is_amount) {

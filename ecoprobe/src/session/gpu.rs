@@ -7,7 +7,7 @@ use crate::base::units::{Joules, Seconds};
 use crate::energy::ledger::{Account, NOBODY, Share, Window};
 use crate::energy::model::{Grain, PowerModel};
 use crate::event::sources::StaticPowerKind;
-use crate::event::{GpuMethod, GpuWindow, Header};
+use crate::event::{GpuMethod, GpuWindow, Header, SLOT_FIRST, SLOT_OTHER};
 use crate::session::billed_to;
 use crate::session::cpu::known_static_power;
 
@@ -127,19 +127,20 @@ impl Gpu {
         let shares = usage
             .iter()
             .filter(|user| sane(&user.weight))
-            .map(|user| Share { slot: billed_to(user.slot, slots), weight: user.weight });
+            .map(|user| Share { slot: billed_to(slot_of(user.user), slots), weight: user.weight });
         // Those who were gone before anybody could tell whose they were.
         let lost = (!window.unknown_users && sane(&window.lost_weight))
             .then_some(Share { slot: NOBODY, weight: window.lost_weight });
         let mut holders: Vec<usize> = usage
             .iter()
             .filter(|user| user.holds)
-            .map(|user| billed_to(user.slot, slots))
+            .map(|user| billed_to(slot_of(user.user), slots))
             .collect();
         holders.sort_unstable();
         holders.dedup();
-        let busy =
-            usage.iter().map(|user| (billed_to(user.slot, slots), user.busy_seconds.filter(sane)));
+        let busy = usage
+            .iter()
+            .map(|user| (billed_to(slot_of(user.user), slots), user.busy_seconds.filter(sane)));
         let nobody = usage.is_empty() && !window.unknown_users && window.lost_weight == 0.0;
         self.ahead.push_back(Stretch {
             from_ns: window.from_ns,
@@ -245,6 +246,15 @@ impl Gpu {
             )
         });
         refused.into_iter().chain(lost)
+    }
+}
+
+fn slot_of(user: crate::base::id::User) -> usize {
+    match user {
+        crate::base::id::User::Workload(id) => {
+            usize::try_from(id.0).unwrap_or(usize::MAX).saturating_add(SLOT_FIRST)
+        }
+        crate::base::id::User::Other => SLOT_OTHER,
     }
 }
 

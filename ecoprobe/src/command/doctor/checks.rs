@@ -20,10 +20,12 @@ use crate::host::topology::Topology;
 use crate::meter::EnergyMeter;
 use crate::meter::choose::CpuEnergyChoice;
 use crate::meter::choose::{self, Facts};
-use crate::meter::gpu::inspect::{DeviceOffer, Lack, Offer, Refusal, inspect};
+use crate::meter::gpu::inspect::{DeviceOffer, Lack, Offer, Refusal, find_library, inspect};
+use crate::meter::gpu::{GpuOptions, PidOwner, Whose};
 use crate::meter::rapl::Unavailable;
 use crate::meter::rapl::perf::PerfMeter;
 use crate::meter::rapl::powercap::PowercapMeter;
+use crate::workload::owner::shows_host_pids;
 
 const AS_ROOT: &str = "run as root: sudo ecoprobe ...";
 
@@ -352,7 +354,14 @@ fn gpu_energy(args: &DoctorArgs) -> (Vec<Check>, bool) {
     if !start {
         return (checks, false);
     }
-    match inspect(args.nvml_lib.as_deref(), &args.roots.procfs) {
+    let options = GpuOptions {
+        required: true,
+        library: args.nvml_lib.clone(),
+        procfs: args.roots.procfs.clone(),
+        interval: std::time::Duration::from_millis(100),
+        process_interval: std::time::Duration::from_secs(1),
+    };
+    match inspect(options, Nobody { host_pids: shows_host_pids(&args.roots.procfs) }) {
         Ok(offer) => {
             let can = offer.devices.iter().any(Result::is_ok);
             checks.extend(nvml(&offer));
@@ -362,6 +371,21 @@ fn gpu_energy(args: &DoctorArgs) -> (Vec<Check>, bool) {
             checks.push(Check::new("NVML", Level::Missing, why).mend(mend));
             (checks, false)
         }
+    }
+}
+
+/// Nobody's processes are asked for.
+struct Nobody {
+    host_pids: bool,
+}
+
+impl PidOwner for Nobody {
+    fn living(&self, _: u32) -> Whose {
+        Whose::Gone
+    }
+
+    fn sees_host_pids(&self) -> bool {
+        self.host_pids
     }
 }
 
@@ -388,9 +412,12 @@ fn device(offer: &Result<DeviceOffer, String>) -> Check {
         Err(why) => return Check::new(NAME, Level::Missing, why.as_str()),
     };
     let GpuDevice { uuid, name, index, method } = &offer.device;
-    let energy = match method {
-        GpuReadMethod::Counter => "energy counter",
-        GpuReadMethod::Power => "no energy counter: power is integrated",
+    let energy = match (method, offer.without_counter) {
+        (GpuReadMethod::Counter, None) => "energy counter".to_owned(),
+        (GpuReadMethod::Counter, Some(why)) => why.to_owned(),
+        (GpuReadMethod::Power, why) => {
+            format!("{}: power is integrated", why.unwrap_or("has no energy counter"))
+        }
     };
     let users = match (&offer.processes, &offer.utilisation) {
         (Err(lack), _) => format!("who is on it is not told ({})", lack.why),
@@ -440,27 +467,10 @@ fn nvml_library(given: Option<&Path>) -> Check {
                 .mend("give --nvml-lib the path of libnvidia-ml.so.1"),
         };
     }
-    match find_library(&["libnvidia-ml.so.1", "libnvidia-ml.so"]) {
-        Some(path) => Check::new(NAME, Level::Ok, path.display().to_string()),
-        None => Check::new(NAME, Level::Info, "libnvidia-ml.so.1 not found").absent().mend(
+    match find_library(None) {
+        Ok(path) => Check::new(NAME, Level::Ok, path.display().to_string()),
+        Err(_) => Check::new(NAME, Level::Info, "libnvidia-ml.so.1 not found").absent().mend(
             "with an NVIDIA GPU: install the driver's libnvidia-ml1, or pass --nvml-lib PATH",
         ),
     }
-}
-
-fn find_library(names: &[&str]) -> Option<PathBuf> {
-    let search = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-    let mut candidates: Vec<PathBuf> = std::env::split_paths(&search)
-        .flat_map(|directory| names.iter().map(move |name| directory.join(name)))
-        .collect();
-    // The linker's cache is a table and the strings it points to: the paths, each ended by a NUL.
-    let cache = fs::read("/etc/ld.so.cache").unwrap_or_default();
-    let paths = cache.split(|byte| *byte == 0).filter_map(|text| std::str::from_utf8(text).ok());
-    candidates.extend(
-        paths
-            .filter(|path| path.starts_with('/'))
-            .map(PathBuf::from)
-            .filter(|path| names.iter().any(|name| path.ends_with(name))),
-    );
-    candidates.into_iter().find(|path| path.is_file())
 }

@@ -16,6 +16,7 @@ use tokio::process::Command;
 use tokio::signal::unix::{self, SignalKind};
 
 use crate::base::error::{EXIT_CANNOT, EXIT_FAILED, EXIT_USAGE};
+use crate::host::stdout;
 use crate::workload::scope::Scope;
 
 /// What is passed on to the command.
@@ -80,6 +81,12 @@ impl Child {
         let processes = scope.processes().map_err(in_cgroup)?;
         let mut command = Command::new(program);
         command.args(arguments);
+        // Descriptor 1 may be standard error by now.
+        let output = stdout::duplicate().map_err(|source| SpawnError::Other {
+            command: program.to_string_lossy().into_owned(),
+            source,
+        })?;
+        command.stdout(output);
         // SAFETY: between fork and exec, `join` only calls write(2), which is async-signal-safe,
         // and builds an error that does not allocate.
         unsafe { command.pre_exec(move || join(&processes)) };

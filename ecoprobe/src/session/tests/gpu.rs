@@ -3,8 +3,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::base::WorkloadId;
+use crate::base::id::User;
 use crate::event::sources::{GpuDevice, GpuReadMethod};
-use crate::event::{Event, GpuMethod, GpuUsage, GpuWindow, Sample};
+use crate::event::{Event, GpuMethod, GpuUsage, GpuWindow, SLOT_FIRST, Sample};
 
 const MS: u64 = 1_000_000;
 
@@ -33,7 +35,14 @@ fn sample(ms: u64) -> Sample {
 }
 
 fn user(slot: usize, weight: f64, busy_seconds: f64) -> GpuUsage {
-    GpuUsage { slot, weight, busy_seconds: Some(busy_seconds), holds: true }
+    GpuUsage { user: by_slot(slot), weight, busy_seconds: Some(busy_seconds), holds: true }
+}
+
+fn by_slot(slot: usize) -> User {
+    match slot.checked_sub(SLOT_FIRST) {
+        Some(id) => User::Workload(WorkloadId(id as u64)),
+        None => User::Other,
+    }
 }
 
 fn window(from_ms: u64, to_ms: u64, joules: f64, usage: &[GpuUsage]) -> GpuWindow {
@@ -243,7 +252,12 @@ fn a_device_that_the_header_does_not_name_is_kept_apart() {
 fn gpu_windows() -> impl Strategy<Value = Vec<GpuWindow>> {
     let usage = proptest::collection::vec(
         (0usize..6, 0.0..100.0, proptest::option::of(0.0..1.0), any::<bool>()).prop_map(
-            |(slot, weight, busy_seconds, holds)| GpuUsage { slot, weight, busy_seconds, holds },
+            |(slot, weight, busy_seconds, holds)| GpuUsage {
+                user: by_slot(slot),
+                weight,
+                busy_seconds,
+                holds,
+            },
         ),
         0..4,
     );

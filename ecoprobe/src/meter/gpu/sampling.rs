@@ -1,14 +1,9 @@
-//! Who used a device between two instants: facts from the driver's samples and process lists,
-//! turned into relative weights.
+//! Who computed when: the driver's utilisation samples, as rates over time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
-use super::nvml::ProcessSample;
-use super::owner::History;
-use crate::event::{GpuMethod, GpuUsage};
-
-/// The slot of a process, or `None` for one that was gone before anybody could tell.
-pub(super) type Owner = Option<usize>;
+use super::driver::ProcessSample;
+use super::owner::{History, Owner};
 
 /// Longest credible time between two samples of the driver.
 const LONGEST_PERIOD_NS: u64 = 2_000_000_000;
@@ -71,8 +66,9 @@ impl<K: Copy + Ord> Timeline<K> {
 /// known.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sampling {
-    /// Time between two samples, nanoseconds; `None` while answers were one a query.
-    period_ns: Option<u64>,
+    /// Time between two samples in each of the last answers that told it, nanoseconds; none while
+    /// answers were one a query.
+    periods_ns: VecDeque<u64>,
     /// Where the next query begins, in the driver's own clock: the newest time stamp seen, or the
     /// query before one that came back empty.
     pub(super) since_us: u64,
@@ -80,13 +76,21 @@ pub(super) struct Sampling {
     newest_us: BTreeMap<u32, u64>,
 }
 
+/// From how many answers the period is taken. The shortest of them counts: where a process pauses,
+/// its samples are several periods apart. As many answers later, a period that has grown is known.
+const PERIODS: usize = 8;
+
 /// A sample that is older than the query by more than this was not made for it.
 const NOT_FOR_US_NS: u64 = 2_000_000;
 
 impl Sampling {
     /// How far back from now all samples have surely been delivered, nanoseconds.
     pub(super) fn lag_ns(&self) -> u64 {
-        self.period_ns.unwrap_or(0)
+        self.period_ns().unwrap_or(0)
+    }
+
+    fn period_ns(&self) -> Option<u64> {
+        self.periods_ns.iter().min().copied()
     }
 
     /// Adds an answer to `timeline`: utilisation 0 to 1 by owner. `polled` are the times of the
@@ -97,7 +101,7 @@ impl Sampling {
         samples: &[ProcessSample],
         polled: (u64, u64),
         mono_ns: impl Fn(u64) -> u64,
-        history: impl Fn(u32) -> History,
+        mut history: impl FnMut(u32) -> History,
         timeline: &mut Timeline<Owner>,
     ) {
         let mut by_pid: BTreeMap<u32, Vec<(u64, u32)>> = BTreeMap::new();
@@ -128,18 +132,22 @@ impl Sampling {
         if let Some(&gap) = gaps.get(gaps.len() / 2)
             && gap <= LONGEST_PERIOD_NS
         {
-            self.period_ns = Some(self.period_ns.map_or(gap, |known| known.min(gap)));
+            if self.periods_ns.len() == PERIODS {
+                self.periods_ns.pop_front();
+            }
+            self.periods_ns.push_back(gap);
         }
+        let period = self.period_ns();
         let since = mono_ns(self.since_us);
         for (pid, times) in by_pid {
             let history = history(pid);
             for (us, sm) in times {
                 self.since_us = self.since_us.max(us);
                 let to = mono_ns(us).min(polled.1);
-                let began = self.period_ns.map_or(polled.0, |period| to.saturating_sub(period));
-                let owner = history.slot_at(began);
+                let began = period.map_or(polled.0, |period| to.saturating_sub(period));
+                let owner = history.owner_at(began);
                 let rate = f64::from(sm) / 100.0;
-                match self.period_ns {
+                match period {
                     Some(period) => timeline.add(owner, to.saturating_sub(period), to, rate),
                     // A mean over all that the query asked for. If that reaches back beyond the
                     // query before, nobody ran until then.
@@ -154,135 +162,21 @@ impl Sampling {
     }
 }
 
-/// What a workload holds on a device at one poll.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct Holding {
-    pub(super) bytes: u64,
-    /// Its part of MIG instances, in slices.
-    pub(super) slices: f64,
-}
-
-/// Who was on a device at one poll.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Census {
-    /// The process lists could be had, and the pids in them mean something here.
-    pub(super) known: bool,
-    pub(super) mig: bool,
-    pub(super) holders: BTreeMap<Owner, Holding>,
-}
-
-impl Census {
-    /// Takes in a later census of the same window.
-    pub(super) fn merge(&mut self, later: Self) {
-        self.known |= later.known;
-        self.mig = later.mig;
-        for (owner, holding) in later.holders {
-            let most = self.holders.entry(owner).or_default();
-            most.bytes = most.bytes.max(holding.bytes);
-            most.slices = most.slices.max(holding.slices);
-        }
-    }
-}
-
-/// Who used a device in a window.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Shares {
-    pub(super) method: GpuMethod,
-    pub(super) usage: Vec<GpuUsage>,
-    pub(super) unknown_users: bool,
-    pub(super) lost_weight: f64,
-}
-
-/// Weighs everybody who was on the device: at the poll before the window, at the one after it, or
-/// in a utilisation sample (`sm`: multiprocessor seconds; under MIG slice seconds) between the two.
-///
-/// One workload alone needs no weighing. Under MIG utilisation is that of instances, if the driver
-/// tells it at all; else their slices decide. If the samples say that nobody ran, or there are none,
-/// memory decides: a context that only holds memory still keeps the clocks up.
-pub(super) fn shares(
-    before: &Census,
-    after: &Census,
-    sm: &BTreeMap<Owner, f64>,
-    busy_seconds: Option<f64>,
-) -> Shares {
-    let mut present: BTreeMap<Owner, Holding> = BTreeMap::new();
-    for census in [before, after] {
-        for (owner, holding) in &census.holders {
-            let sum = present.entry(*owner).or_default();
-            sum.bytes = sum.bytes.saturating_add(holding.bytes);
-            sum.slices += holding.slices;
-        }
-    }
-    let ran = sm.iter().filter(|(_, seconds)| **seconds > 0.0);
-    for (owner, _) in ran {
-        present.entry(*owner).or_default();
-    }
-
-    let known = after.known || !sm.is_empty();
-    let total_sm: f64 = sm.values().sum();
-    let total_slices: f64 = present.values().map(|holding| holding.slices).sum();
-    let total_bytes: u64 = present.values().fold(0, |sum, h| sum.saturating_add(h.bytes));
-    let sole = known && present.len() == 1 && present.keys().all(Option::is_some);
-    let method = if sole {
-        GpuMethod::Sole
-    } else if after.mig && total_slices > 0.0 {
-        GpuMethod::Mig
-    } else if total_sm > 0.0 {
-        GpuMethod::Utilisation
-    } else {
-        GpuMethod::Memory
-    };
-
-    let mut shares = Shares { method, usage: Vec::new(), unknown_users: !known, lost_weight: 0.0 };
-    if !known {
-        return shares;
-    }
-    for (owner, holding) in &present {
-        let seconds = sm.get(owner).copied().unwrap_or(0.0);
-        let weight = match method {
-            GpuMethod::Sole => 1.0,
-            GpuMethod::Mig if total_sm > 0.0 => seconds,
-            GpuMethod::Mig => holding.slices,
-            GpuMethod::Utilisation => seconds,
-            // Where the driver hides memory, each holder counts alike.
-            GpuMethod::Memory if total_bytes == 0 => 1.0,
-            GpuMethod::Memory => holding.bytes as f64,
-        };
-        let Some(slot) = *owner else {
-            shares.lost_weight += weight;
-            continue;
-        };
-        let busy_seconds = match method {
-            GpuMethod::Sole if total_sm == 0.0 => busy_seconds,
-            GpuMethod::Sole | GpuMethod::Utilisation => Some(seconds),
-            GpuMethod::Memory | GpuMethod::Mig => None,
-        };
-        let holds = after.holders.contains_key(owner) || before.holders.contains_key(owner);
-        shares.usage.push(GpuUsage { slot, weight, busy_seconds, holds });
-    }
-    shares
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::WorkloadId;
+    use crate::base::id::User;
+    use crate::meter::gpu::owner::Present;
 
     const MS: u64 = 1_000_000;
 
-    fn always(slot: usize) -> History {
-        History { exited: None, present: Some(slot) }
+    fn user(id: u64) -> User {
+        User::Workload(WorkloadId(id))
     }
 
-    fn census(holders: &[(Owner, u64, f64)]) -> Census {
-        let holders = holders
-            .iter()
-            .map(|&(owner, bytes, slices)| (owner, Holding { bytes, slices }))
-            .collect::<BTreeMap<_, _>>();
-        Census { known: true, mig: holders.values().any(|h| h.slices > 0.0), holders }
-    }
-
-    fn weights(shares: &Shares) -> Vec<(usize, f64)> {
-        shares.usage.iter().map(|usage| (usage.slot, usage.weight)).collect()
+    fn always(id: u64) -> History {
+        History { exited: None, present: Present::User(user(id)) }
     }
 
     #[test]
@@ -304,11 +198,11 @@ mod tests {
                 .into();
         let (mut sampling, mut timeline) = (Sampling::default(), Timeline::default());
         let mono = |us| us * 1000;
-        let owner = |pid| always(pid as usize);
+        let owner = |pid| always(u64::from(pid));
         sampling.add(&samples, (0, 1000 * MS), mono, owner, &mut timeline);
         let sums = timeline.take(0, 1000 * MS);
-        assert!((sums[&Some(1)] - 0.15).abs() < 1e-9, "{sums:?}");
-        assert!((sums[&Some(2)] - 0.2).abs() < 1e-9, "{sums:?}");
+        assert!((sums[&Some(user(1))] - 0.15).abs() < 1e-9, "{sums:?}");
+        assert!((sums[&Some(user(2))] - 0.2).abs() < 1e-9, "{sums:?}");
         assert_eq!(sampling.since_us, 1_000_000);
         assert_eq!(sampling.lag_ns(), 100 * MS);
     }
@@ -319,7 +213,7 @@ mod tests {
         let samples = [ProcessSample { pid: 1, us: 1_000_000, sm: 40 }];
         let mono = |us| us * 1000;
         sampling.add(&samples, (500 * MS, 1000 * MS), mono, |_| always(2), &mut timeline);
-        assert!((timeline.take(0, 1000 * MS)[&Some(2)] - 0.2).abs() < 1e-9);
+        assert!((timeline.take(0, 1000 * MS)[&Some(user(2))] - 0.2).abs() < 1e-9);
     }
 
     #[test]
@@ -340,51 +234,39 @@ mod tests {
         assert_eq!(answers(|now| now), 0);
     }
 
-    #[test]
-    fn one_workload_alone_gets_all_of_it_however_many_processes() {
-        let now = census(&[(Some(2), 100, 0.0)]);
-        let shares = shares(&now, &now, &BTreeMap::new(), Some(0.5));
-        assert_eq!(shares.method, GpuMethod::Sole);
-        assert_eq!(shares.usage[0].busy_seconds, Some(0.5));
-        assert!(shares.usage[0].holds);
+    /// Answers once a second, of a process that runs all the time.
+    fn answer(sampling: &mut Sampling, second: u64, period_ms: u64) {
+        let first = second * 1000 - 1000;
+        let samples: Vec<ProcessSample> = (first / period_ms + 1..=second * 1000 / period_ms)
+            .map(|i| ProcessSample { pid: 1, us: i * period_ms * 1000, sm: 50 })
+            .collect();
+        let polled = (first * MS, second * 1000 * MS);
+        sampling.add(&samples, polled, |us| us * 1000, |_| always(2), &mut Timeline::default());
     }
 
     #[test]
-    fn utilisation_decides_before_memory() {
-        let now = census(&[(Some(2), 100, 0.0), (Some(3), 900, 0.0)]);
-        let sm = BTreeMap::from([(Some(2), 0.7), (Some(3), 0.3)]);
-        let split = shares(&now, &now, &sm, None);
-        assert_eq!(
-            (split.method, weights(&split)),
-            (GpuMethod::Utilisation, vec![(2, 0.7), (3, 0.3)])
-        );
-        let split = shares(&now, &now, &BTreeMap::new(), None);
-        assert_eq!(
-            (split.method, weights(&split)),
-            (GpuMethod::Memory, vec![(2, 200.0), (3, 1800.0)])
-        );
+    fn the_period_is_followed_in_both_directions() {
+        let mut sampling = Sampling::default();
+        let mut second = 0;
+        for period_ms in [166, 20, 100, 250, 50] {
+            for _ in 0..PERIODS {
+                second += 1;
+                answer(&mut sampling, second, period_ms);
+            }
+            assert_eq!(sampling.lag_ns(), period_ms * MS);
+        }
     }
 
     #[test]
-    fn a_process_that_nobody_knows_takes_its_share_along() {
-        let now = census(&[(Some(2), 100, 0.0)]);
-        let sm = BTreeMap::from([(Some(2), 0.5), (None, 0.5)]);
-        let split = shares(&now, &now, &sm, None);
-        assert_eq!(split.method, GpuMethod::Utilisation);
-        assert_eq!((weights(&split), split.lost_weight), (vec![(2, 0.5)], 0.5));
-    }
-
-    #[test]
-    fn slices_decide_under_mig() {
-        let now = census(&[(Some(2), 1, 3.0), (Some(3), 900, 1.0)]);
-        let split = shares(&now, &now, &BTreeMap::new(), None);
-        assert_eq!((split.method, weights(&split)), (GpuMethod::Mig, vec![(2, 6.0), (3, 2.0)]));
-    }
-
-    #[test]
-    fn users_that_cannot_be_known_are_not_invented() {
-        let unknown = Census::default();
-        let split = shares(&unknown, &unknown, &BTreeMap::new(), Some(1.0));
-        assert!(split.unknown_users && split.usage.is_empty());
+    fn a_process_that_pauses_makes_no_period_longer() {
+        let mut sampling = Sampling::default();
+        for second in 1..40 {
+            // It runs in every fourth period; once in a while in two that follow each other.
+            let often = if second % 4 == 0 { 20 } else { 80 };
+            answer(&mut sampling, second, often);
+            if second > 4 {
+                assert_eq!(sampling.lag_ns(), 20 * MS);
+            }
+        }
     }
 }
