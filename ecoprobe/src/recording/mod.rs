@@ -285,7 +285,8 @@ mod tests {
     }
 
     fn gpu(millijoules: f64, slot: usize) -> Event {
-        let user = User::Workload(WorkloadId(slot as u64));
+        let user = slot.checked_sub(SLOT_FIRST);
+        let user = user.map_or(User::Other, |id| User::Workload(WorkloadId(id as u64)));
         let usage = GpuUsage { user, weight: 5e-324, busy_seconds: None, holds: true };
         Event::Gpu(GpuWindow {
             uuid: "GPU-1".into(),

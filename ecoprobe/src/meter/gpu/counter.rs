@@ -34,6 +34,8 @@ pub(super) struct Counter {
 #[derive(Debug, Clone)]
 struct Doubted {
     since_ns: u64,
+    /// They began beyond what could have been reached, not behind.
+    ahead: bool,
     curve: Curve,
 }
 
@@ -57,25 +59,25 @@ impl Counter {
 
     /// Takes a reading, millijoules.
     pub(super) fn count(&mut self, ns: u64, millijoules: u64) -> Verdict {
-        if self.curve.count(ns, millijoules) != Step::Broken {
+        let follows = match &mut self.doubted {
+            Some(doubted) => doubted.curve.count(ns, millijoules) != Step::Broken,
+            None => false,
+        };
+        // With time everything ahead of a count could be reached; what follows from a reading that was
+        // too far ahead is no better than that. What lies behind is not reached, but returned from.
+        let still_ahead = follows && self.doubted.as_ref().is_some_and(|doubted| doubted.ahead);
+        if !still_ahead && self.curve.count(ns, millijoules) != Step::Broken {
             return match self.doubted.take() {
                 Some(_) => Verdict::Returned,
                 None => Verdict::Believed,
             };
         }
         let first = self.doubted.is_none();
-        let anew = || {
+        if !follows {
             let mut curve = Curve::new(self.most_watts);
             curve.count(ns, millijoules);
-            Doubted { since_ns: ns, curve }
-        };
-        match &mut self.doubted {
-            Some(doubted) => {
-                if doubted.curve.count(ns, millijoules) == Step::Broken {
-                    *doubted = anew();
-                }
-            }
-            None => self.doubted = Some(anew()),
+            let ahead = self.curve.last_count().is_some_and(|last| millijoules > last);
+            self.doubted = Some(Doubted { since_ns: ns, ahead, curve });
         }
         // Where nothing was ever seen to move, a count that moves is the better one.
         let doubted = self.doubted.as_ref();
@@ -156,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_counter_that_steps_aside_and_returns_loses_nothing() {
-        for garbage in [0, 4_999_000, 9_999_999, 1 << 60, u64::MAX - 1] {
+        for garbage in [0, 4_999_000, 8_500_000, 9_999_999, 1 << 60, u64::MAX - 1] {
             // One reading, and two seconds of them.
             for ms in [1000..1010, 1000..3000] {
                 let mut counter = Counter::new(3000.0);
@@ -175,7 +177,7 @@ mod tests {
     #[test]
     fn a_new_count_is_taken_from_its_first_reading_on() {
         // A reset, and a jump ahead.
-        for start in [0, 1 << 40] {
+        for start in [0, 4_000_000, 8_500_000, 9_500_000, 1 << 40] {
             let mut counter = Counter::new(3000.0);
             let reading =
                 |ms: u64| if ms < 1000 { truth(ms) } else { start + (ms - 1000) / 20 * 2000 };

@@ -166,12 +166,9 @@ impl Curve {
             return PowerStep::Refused;
         }
         let Some((before_ns, before)) = self.power else {
-            if ns < began_ns.saturating_add(SETTLING_NS) {
-                return PowerStep::Taken;
+            if ns >= began_ns.saturating_add(SETTLING_NS) {
+                self.power_anew(ns, milliwatts);
             }
-            self.power = Some((ns, milliwatts));
-            self.refused = false;
-            self.push(Knot { ns, millijoules: 0.0, off_ns: 0 });
             return PowerStep::Taken;
         };
         if ns <= before_ns {
@@ -189,11 +186,12 @@ impl Curve {
         PowerStep::Taken
     }
 
-    /// The same curve from this power reading on.
+    /// Begins with a reading of power that is believed.
     pub(super) fn power_anew(&mut self, ns: u64, milliwatts: f64) {
-        *self = Self::new(self.most_watts);
-        self.power_began_ns = Some(ns.saturating_sub(SETTLING_NS));
-        self.power(ns, milliwatts);
+        self.clear();
+        self.power_began_ns = Some(ns);
+        self.power = Some((ns, milliwatts));
+        self.push(Knot { ns, millijoules: 0.0, off_ns: 0 });
     }
 
     fn push(&mut self, knot: Knot) {
@@ -230,6 +228,11 @@ impl Curve {
     pub(super) fn mean_milliwatts(&self) -> Option<f64> {
         let [(from_ns, from), (to_ns, to)] = self.ends()?;
         (to_ns > from_ns).then(|| (to - from) / ((to_ns - from_ns) as f64 * 1e-9))
+    }
+
+    /// The counter's last reading.
+    pub(super) fn last_count(&self) -> Option<u64> {
+        self.last.map(|(_, count)| count)
     }
 
     /// How often the counter was seen to move.

@@ -55,7 +55,7 @@ impl Device {
             }
             Source::Counter => {
                 // Power is asked for once it has not moved for so long.
-                let asked = self.state.stand_in.first_ns().is_some() || self.power_untold();
+                let asked = self.state.stand_in.mean_milliwatts().is_some() || self.power_untold();
                 curve.primed()
                     || elapsed >= LOOK_AT_MOST
                         && (curve.advances() > 0 || asked && self.stand_in_milliwatts() < DRAWS_MW)
