@@ -20,6 +20,7 @@ use ecoprobe::meter::gpu::GpuOptions;
 use fake_nvml::{Device, Process};
 
 use crate::gpu::{Machine, process};
+use crate::gpu_meter::user;
 
 const SECONDS: f64 = 6.2;
 /// Of a schedule; enough that a few bad moments are in it.
@@ -92,7 +93,7 @@ fn users_that_come_and_go_within_a_second_pay_their_part() {
         process_interval: Duration::from_secs(1),
         ..machine.options()
     };
-    let run = machine.run_with(SECONDS, &options, |pid| Some(slot_of(pid)));
+    let run = machine.run_with(SECONDS, &options, |pid| Some(user(slot_of(pid) as u64)));
     let mut off = Vec::new();
     for (index, device) in machine.scenario.devices.iter().enumerate() {
         run.check_tiles(index);
@@ -100,7 +101,7 @@ fn users_that_come_and_go_within_a_second_pay_their_part() {
         let books = run.books(index, device.static_watts);
         for slot in [2, 3] {
             let truth = truth(device, slot, from_s, to_s);
-            let ours = books.by_slot.get(&slot).copied().unwrap_or(0.0);
+            let ours = books.by_user.get(&user(slot as u64)).copied().unwrap_or(0.0);
             let edges =
                 run.of(index).iter().map(|window| window.to_ns).chain([run.of(index)[0].from_ns]);
             let seconds = |ns: u64| (ns as f64 - run.start_ns as f64) * 1e-9;

@@ -16,15 +16,17 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use ecoprobe::base::error::Error;
+use ecoprobe::base::id::User;
 use ecoprobe::base::monotonic_ns;
 use ecoprobe::event::sources::{GpuEnergyKind, GpuReadMethod};
 use ecoprobe::event::{Event, GpuMethod, GpuWindow};
-use ecoprobe::meter::gpu::{Exit, GpuMeter, GpuOptions, Owners, PidOwner};
+use ecoprobe::meter::gpu::{GpuMeter, GpuOptions, PidOwner, Whose};
 use ecoprobe::workload::hierarchy::Version;
+use ecoprobe::workload::owner::Owners;
 use fake_nvml::{Device, Fault, Process, Scenario, Utilisation};
 
 use crate::gpu::{DRIVER_NOT_LOADED, GPU_IS_LOST, Machine, NO_PERMISSION, always, device, process};
-use crate::gpu_meter::{near, pid_is_slot};
+use crate::gpu_meter::{near, pid_is_user, user};
 
 // ---- who pays ------------------------------------------------------------------------------------
 
@@ -81,7 +83,7 @@ fn users_that_come_and_go_within_a_window_pay_their_part() {
     let machine = Machine::of(vec![fleeting()]);
     let mut options = machine.options();
     options.process_interval = Duration::from_millis(500);
-    let run = machine.run_with(1.8, &options, pid_is_slot);
+    let run = machine.run_with(1.8, &options, pid_is_user);
     // Within 0.5 % on a quiet machine; on a busy one the poller is late by milliseconds.
     run.check(0, &machine, 0.025);
 }
@@ -135,7 +137,8 @@ fn whoever_was_seen_between_two_edges_was_there() {
         ..Device::default()
     }]);
     let run = machine.run(2.6);
-    let users = run.of(0).iter().flat_map(|window| &window.usage).filter(|usage| usage.slot == 3);
+    let users =
+        run.of(0).iter().flat_map(|window| &window.usage).filter(|usage| usage.user == user(3));
     assert!(users.map(|usage| usage.weight).sum::<f64>() > 0.0, "{:?}", run.of(0));
 }
 
@@ -145,7 +148,7 @@ fn a_poller_that_fails_is_no_quiet_end() {
     let calls = std::sync::atomic::AtomicU32::new(0);
     let owner = move |_: u32| match calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
         3.. => panic!("on purpose"),
-        _ => Some(2),
+        _ => Some(user(2)),
     };
     let run = machine.run_with(1.5, &machine.options(), owner);
     assert_eq!(run.warned("the NVML thread failed"), 1, "{:?}", run.warnings);
@@ -162,7 +165,7 @@ fn without_utilisation_memory_decides() {
     let run = machine.run(1.0);
     assert!(run.of(0).iter().all(|window| window.method == GpuMethod::Memory));
     let books = run.books(0, 50.0);
-    near("3:1", books.by_slot[&2], 3.0 * books.by_slot[&3], 1e-9);
+    near("3:1", books.by_user[&user(2)], 3.0 * books.by_user[&user(3)], 1e-9);
     assert_eq!(run.of(0)[0].usage[0].busy_seconds, None);
 }
 
@@ -177,7 +180,7 @@ fn slices_decide_under_mig() {
     let run = machine.run(1.0);
     assert!(run.of(0).iter().all(|window| window.method == GpuMethod::Mig));
     let books = run.books(0, 50.0);
-    near("4:2", books.by_slot[&2], 2.0 * books.by_slot[&3], 1e-9);
+    near("4:2", books.by_user[&user(2)], 2.0 * books.by_user[&user(3)], 1e-9);
     run.check(0, &machine, 0.01);
     assert!(run.warnings.is_empty(), "{:?}", run.warnings);
 }
@@ -197,16 +200,16 @@ fn utilisation_of_instances_decides_where_it_is_known() {
     run.check(0, &machine, 0.15);
     let (from_s, to_s) = run.span(0);
     let truth = machine.scenario.devices[0].dynamic_joules(3, from_s, to_s);
-    near("slot 3", run.books(0, 50.0).by_slot[&3], truth, 0.05);
+    near("user 3", run.books(0, 50.0).by_user[&user(3)], truth, 0.05);
 }
 
 #[test]
 fn a_process_that_vanished_unseen_takes_its_share_to_nobody() {
     let machine = Machine::of(vec![device(vec![always(2, 50.0), always(7, 50.0)])]);
-    let owner = |pid: u32| (pid == 2).then_some(2);
+    let owner = |pid: u32| (pid == 2).then_some(user(2));
     let run = machine.run_with(1.0, &machine.options(), owner);
     let books = run.books(0, 50.0);
-    near("half", books.nobody, books.by_slot[&2], 0.01);
+    near("half", books.nobody, books.by_user[&user(2)], 0.01);
 }
 
 #[test]
@@ -215,7 +218,7 @@ fn a_process_that_vanished_is_remembered() {
     let start = Instant::now();
     // Only while it lives can it be asked whose it is.
     let owner = move |pid: u32| {
-        (pid != 2 || start.elapsed() < Duration::from_millis(500)).then_some(pid as usize)
+        (pid != 2 || start.elapsed() < Duration::from_millis(500)).then(|| user(pid.into()))
     };
     let run = machine.run_with(1.0, &machine.options(), owner);
     run.check(0, &machine, 0.02);
@@ -227,12 +230,12 @@ struct Reused {
 }
 
 impl PidOwner for Reused {
-    fn living(&self, _: u32) -> Option<usize> {
-        Some(3)
+    fn living(&self, _: u32) -> Whose {
+        Whose::User(user(3))
     }
 
-    fn exited(&self, _: u32) -> Option<Exit> {
-        (self.exit_ns <= monotonic_ns()).then_some((2, self.exit_ns))
+    fn exited(&self, _: u32) -> Option<(User, u64)> {
+        (self.exit_ns <= monotonic_ns()).then_some((user(2), self.exit_ns))
     }
 }
 
@@ -244,8 +247,8 @@ fn a_pid_that_changed_hands_between_two_looks_is_two_users() {
     let owner = Reused { exit_ns: machine.start_ns + 800_000_000 };
     let run = machine.run_with(1.8, &options, owner);
     let books = run.books(0, 50.0);
-    near("the first", books.by_slot[&2], 150.0 * 0.4, 0.05);
-    near("the second", books.by_slot[&3], 150.0 * 0.75, 0.05);
+    near("the first", books.by_user[&user(2)], 150.0 * 0.4, 0.05);
+    near("the second", books.by_user[&user(3)], 150.0 * 0.75, 0.05);
 }
 
 #[test]
@@ -256,8 +259,9 @@ fn real_processes_are_found_in_their_cgroups() {
     let machine = Machine::of(vec![device(vec![always(std::process::id(), 50.0)])]);
     let workloads = Arc::new(RwLock::new(vec![(path.to_owned(), 5)]));
     let owners = Owners::new("/proc".as_ref(), Version::V2, workloads, |_| None);
+    let owners = move |pid: u32| owners.living(pid).map(|slot| user(slot as u64));
     let run = machine.run_with(0.8, &machine.options(), owners);
-    assert!(run.of(0).iter().all(|window| window.usage[0].slot == 5), "{:?}", run.of(0));
+    assert!(run.of(0).iter().all(|window| window.usage[0].user == user(5)), "{:?}", run.of(0));
 }
 
 // ---- where the energy comes from -----------------------------------------------------------------
@@ -306,7 +310,7 @@ fn a_counter_that_never_moves_during_a_close_look_still_gives_windows() {
         process_interval: Duration::from_millis(600),
         ..machine.options()
     };
-    let run = machine.run_with(2.6, &options, pid_is_slot);
+    let run = machine.run_with(2.6, &options, pid_is_user);
     run.check_tiles(0);
     let longest = run.of(0).iter().map(|window| window.to_ns - window.from_ns).max().unwrap();
     assert!(longest < 1_000_000_000, "{longest} ns");
@@ -335,12 +339,12 @@ fn who_ran_before_a_counter_went_back_is_asked_first() {
     let machine = Machine::of(vec![Device { reset_s: Some(1.0), ..device(users) }]);
     // The last survey before that is at about 0.2 s.
     let options = GpuOptions { process_interval: Duration::from_millis(1500), ..machine.options() };
-    let run = machine.run_with(1.2, &options, pid_is_slot);
+    let run = machine.run_with(1.2, &options, pid_is_user);
     assert_eq!(run.warned("jumped"), 1, "{:?}", run.warnings);
     let device = &machine.scenario.devices[0];
     let (from_s, to_s) = run.span(0);
     let truth = device.dynamic_joules(2, from_s, to_s);
-    near("who left", run.books(0, 50.0).by_slot[&2], truth, 0.1);
+    near("who left", run.books(0, 50.0).by_user[&user(2)], truth, 0.1);
 }
 
 #[test]
@@ -370,12 +374,14 @@ fn a_device_lost_and_returned_costs_no_other_a_joule() {
 
     let seconds = |ns: u64| (ns - run.start_ns) as f64 * 1e-9;
     let device = &machine.scenario.devices[0];
-    let mut gaps = 0;
-    for pair in run.of(0).windows(2) {
-        gaps += usize::from(pair[0].to_ns != pair[1].from_ns);
-    }
-    assert_eq!(gaps, 1);
-    for window in run.of(0) {
+    // Its counter went on: what it counted meanwhile is in the books, and nobody's.
+    run.check_tiles(0);
+    let unattended: Vec<&GpuWindow> = run.of(0).iter().filter(|w| w.unknown_users).collect();
+    let [gap] = unattended[..] else { panic!("{unattended:?}") };
+    let (from_s, to_s) = (seconds(gap.from_ns), seconds(gap.to_ns));
+    assert!((0.6..=0.85).contains(&from_s) && (1.3..1.75).contains(&to_s), "{from_s}..{to_s}");
+    near("meanwhile", gap.millijoules / 1e3, device.joules(from_s, to_s), 0.05);
+    for window in run.of(0).iter().filter(|window| !window.unknown_users) {
         let (from_s, to_s) = (seconds(window.from_ns), seconds(window.to_ns));
         assert!(to_s <= 0.85 || from_s >= 1.25, "{from_s}..{to_s}");
     }
@@ -395,7 +401,7 @@ fn a_slow_driver_never_holds_up_the_tick() {
     let machine = Machine::new(Scenario { delay_ms: 10.0, devices, ..Scenario::default() });
     let mut options = machine.options();
     options.interval = Duration::from_millis(100);
-    let (meter, ..) = GpuMeter::start(options, pid_is_slot).unwrap();
+    let (meter, ..) = GpuMeter::start(options, pid_is_user).unwrap();
     let mut events = Vec::new();
     let mut ticks = Vec::new();
     let start = Instant::now();
@@ -430,7 +436,7 @@ fn many_devices_of_a_slow_driver_all_get_their_turn() {
     let devices = (0..16).map(|i| device(vec![always(2 + i, 50.0)])).collect();
     let machine = Machine::new(Scenario { delay_ms: 10.0, devices, ..Scenario::default() });
     // To read all takes far longer than the interval.
-    let (meter, ..) = GpuMeter::start(machine.options(), pid_is_slot).unwrap();
+    let (meter, ..) = GpuMeter::start(machine.options(), pid_is_user).unwrap();
     std::thread::sleep(Duration::from_secs(5));
     let mut events = Vec::new();
     meter.drain(&mut events);
@@ -453,7 +459,7 @@ fn many_devices_of_a_slow_driver_all_get_their_turn() {
 fn a_driver_that_hangs_is_left_behind() {
     let hang = Fault { delay_ms: 4000.0, from_s: 0.6, device: Some(0), ..Fault::default() };
     let machine = Machine::with_faults(vec![device(vec![always(2, 50.0)])], vec![hang]);
-    let (meter, ..) = GpuMeter::start(machine.options(), pid_is_slot).unwrap();
+    let (meter, ..) = GpuMeter::start(machine.options(), pid_is_user).unwrap();
     std::thread::sleep(Duration::from_millis(900));
     let before = Instant::now();
     let end = meter.finish(Duration::from_millis(200));
@@ -468,13 +474,13 @@ fn a_driver_that_hangs_is_left_behind() {
 // ---- bad input -----------------------------------------------------------------------------------
 
 fn refused(options: GpuOptions) -> String {
-    let error = GpuMeter::start(GpuOptions { required: true, ..options.clone() }, pid_is_slot)
+    let error = GpuMeter::start(GpuOptions { required: true, ..options.clone() }, pid_is_user)
         .map(|(_, source, _)| source)
         .unwrap_err();
     let Error::Cannot(message) = error else { panic!("{error:?}") };
     // Not asked for by name: a warning, no GPU, and a meter that yields nothing.
     let (meter, source, warnings) =
-        GpuMeter::start(GpuOptions { required: false, ..options }, pid_is_slot).unwrap();
+        GpuMeter::start(GpuOptions { required: false, ..options }, pid_is_user).unwrap();
     assert_eq!((source.kind, source.devices.len()), (GpuEnergyKind::None, 0));
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     let mut events = Vec::new();
@@ -514,7 +520,7 @@ fn no_library_and_no_driver_is_not_worth_a_word() {
         interval: Duration::from_millis(10),
         process_interval: Duration::from_millis(100),
     };
-    let (_, source, warnings) = GpuMeter::start(options, pid_is_slot).unwrap();
+    let (_, source, warnings) = GpuMeter::start(options, pid_is_user).unwrap();
     // On a machine with a GPU there is something to find; elsewhere there is nothing to say.
     if source.kind == GpuEnergyKind::None {
         assert!(warnings.is_empty(), "{warnings:?}");
@@ -535,7 +541,7 @@ fn a_library_without_the_newer_functions_does_what_it_can() {
     assert_eq!(run.warned("lacks nvmlDeviceGetTotalEnergyConsumption"), 1, "{:?}", run.warnings);
     assert_eq!(run.source.devices[0].method, GpuReadMethod::Power);
     let books = run.books(0, 50.0);
-    near("1:3", 3.0 * books.by_slot[&2], books.by_slot[&3], 1e-9);
+    near("1:3", 3.0 * books.by_user[&user(2)], books.by_user[&user(3)], 1e-9);
 }
 
 #[test]
@@ -625,7 +631,7 @@ fn without_permission_nobody_is_billed_but_energy_is_measured() {
 struct InContainer;
 
 impl PidOwner for InContainer {
-    fn living(&self, _: u32) -> Option<usize> {
+    fn living(&self, _: u32) -> Whose {
         panic!("a pid of another namespace must not be looked up here")
     }
 

@@ -7,9 +7,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ecoprobe::base::monotonic_ns;
+use ecoprobe::base::id::User;
+use ecoprobe::base::{WorkloadId, monotonic_ns};
 use ecoprobe::event::sources::GpuEnergySource;
-use ecoprobe::event::{Event, GpuWindow, SLOT_OTHER};
+use ecoprobe::event::{Event, GpuWindow};
 use ecoprobe::meter::gpu::{GpuEnd, GpuMeter, GpuOptions, PidOwner};
 
 use crate::gpu::{Machine, uuid};
@@ -29,7 +30,7 @@ impl Machine {
 
     /// Runs the meter until `seconds` after the machine's start.
     pub(crate) fn run(&self, seconds: f64) -> Run {
-        self.run_with(seconds, &self.options(), pid_is_slot)
+        self.run_with(seconds, &self.options(), pid_is_user)
     }
 
     pub(crate) fn run_with(&self, seconds: f64, options: &GpuOptions, owner: impl PidOwner) -> Run {
@@ -53,9 +54,13 @@ impl Machine {
     }
 }
 
-/// Pids up to 99 are workloads with the slot of that number, the rest belong to others.
-pub(crate) fn pid_is_slot(pid: u32) -> Option<usize> {
-    Some(if pid < 100 { pid as usize } else { SLOT_OTHER })
+/// Pids up to 99 are workloads with that number, the rest belong to others.
+pub(crate) fn pid_is_user(pid: u32) -> Option<User> {
+    Some(if pid < 100 { user(pid.into()) } else { User::Other })
+}
+
+pub(crate) fn user(id: u64) -> User {
+    User::Workload(WorkloadId(id))
 }
 
 // ---- what came of it -----------------------------------------------------------------------------
@@ -75,7 +80,7 @@ pub(crate) struct Books {
     pub(crate) measured: f64,
     pub(crate) idle: f64,
     pub(crate) nobody: f64,
-    pub(crate) by_slot: BTreeMap<usize, f64>,
+    pub(crate) by_user: BTreeMap<User, f64>,
 }
 
 impl Run {
@@ -103,7 +108,7 @@ impl Run {
             books.measured += joules;
             books.idle += idle;
             for usage in window.usage.iter().filter(|_| weights > 0.0) {
-                *books.by_slot.entry(usage.slot).or_default() += dynamic * usage.weight / weights;
+                *books.by_user.entry(usage.user).or_default() += dynamic * usage.weight / weights;
             }
             if weights == 0.0 {
                 books.nobody += dynamic;
@@ -111,7 +116,7 @@ impl Run {
                 books.nobody += dynamic * window.lost_weight / weights;
             }
         }
-        let sum = books.idle + books.nobody + books.by_slot.values().sum::<f64>();
+        let sum = books.idle + books.nobody + books.by_user.values().sum::<f64>();
         assert!((sum - books.measured).abs() <= 1e-9 * books.measured, "{books:?}");
         books
     }
@@ -126,16 +131,16 @@ impl Run {
         self.check_tiles(index);
         let books = self.books(index, device.static_watts);
         near("device", books.measured, device.joules(from_s, to_s), tolerance);
-        let mut truth: BTreeMap<usize, f64> = BTreeMap::new();
+        let mut truth: BTreeMap<User, f64> = BTreeMap::new();
         let pids: std::collections::BTreeSet<u32> =
             device.processes.iter().map(|process| process.pid).collect();
         for pid in pids {
             let joules = device.dynamic_joules(pid, from_s, to_s);
-            *truth.entry(pid_is_slot(pid).unwrap()).or_default() += joules;
+            *truth.entry(pid_is_user(pid).unwrap()).or_default() += joules;
         }
-        for (slot, joules) in truth {
-            let ours = books.by_slot.get(&slot).copied().unwrap_or(0.0);
-            near(&format!("slot {slot} on {index}"), ours, joules, tolerance);
+        for (user, joules) in truth {
+            let ours = books.by_user.get(&user).copied().unwrap_or(0.0);
+            near(&format!("{user:?} on {index}"), ours, joules, tolerance);
         }
     }
 

@@ -2,7 +2,8 @@
 
 mod checks;
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -11,6 +12,7 @@ use serde::Serialize;
 use crate::base::error::EXIT_CANNOT;
 use crate::config::Doctor;
 use crate::event::sources::CpuEnergyKind;
+use crate::host::stdout;
 
 pub const DOCTOR_SCHEMA: &str = "ecoprobe.doctor/1";
 
@@ -92,10 +94,8 @@ pub fn doctor(config: &Doctor) -> anyhow::Result<ExitCode> {
     } else {
         table(&diagnosis)
     };
-    let mut stdout = io::stdout().lock();
-    stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
+    stdout::duplicate()
+        .and_then(|descriptor| File::from(descriptor).write_all(text.as_bytes()))
         .context("cannot write the result to standard output")?;
     Ok(if diagnosis.can.cpu_time { ExitCode::SUCCESS } else { ExitCode::from(EXIT_CANNOT) })
 }

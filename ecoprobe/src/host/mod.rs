@@ -9,6 +9,7 @@ pub mod power_pmu;
 pub mod powercap;
 pub mod priority;
 pub mod roots;
+pub mod stdout;
 pub mod topology;
 
 pub use roots::Roots;

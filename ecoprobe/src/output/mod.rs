@@ -23,6 +23,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::base::Error;
 use crate::event::Header;
+use crate::host::stdout;
 use crate::view::report::{Report, WindowReport};
 
 pub use progress::note;
@@ -129,7 +130,7 @@ fn build(target: &Target, watched: bool) -> anyhow::Result<Box<dyn Output>> {
         target.others.clone().map(|used| Others { used, extension: target.format.extension() });
     Ok(match target.format {
         Format::Table => {
-            let screen = path.is_none() && io::stdout().is_terminal();
+            let screen = path.is_none() && stdout::real().is_terminal();
             let document = Document::open(path, others)?;
             Box::new(table::Table::new(document, screen, watched, Progress::start(watched)))
         }
@@ -157,7 +158,7 @@ pub(crate) fn shows_notes(target: &Target) -> bool {
 
 /// Lines that scroll by on the screen are progress enough.
 fn stdout_is_screen(target: &Target) -> bool {
-    target.file.is_none() && io::stdout().is_terminal()
+    target.file.is_none() && stdout::real().is_terminal()
 }
 
 fn dumb_terminal() -> bool {

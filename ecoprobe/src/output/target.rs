@@ -3,11 +3,12 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::host::stdout;
 
 /// A write that failed, and what was being written. It travels inside an [`io::Error`] of the same
 /// kind, so that the sentence survives a bare `?`.
@@ -67,7 +68,7 @@ impl Stream {
         const NAME: &str = "standard output";
         // A plain descriptor: one buffer, not the line buffer of `std::io::stdout` below another,
         // and every error seen.
-        let descriptor = io::stdout().as_fd().try_clone_to_owned().map_err(named(NAME))?;
+        let descriptor = stdout::duplicate().map_err(named(NAME))?;
         Ok(Self { name: NAME.to_owned(), file: BufWriter::new(File::from(descriptor)), others })
     }
 

@@ -7,6 +7,7 @@ mod handle;
 pub mod hierarchy;
 pub mod metadata;
 pub mod names;
+pub mod owner;
 mod pods;
 pub mod scope;
 mod tree;

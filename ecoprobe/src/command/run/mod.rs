@@ -3,8 +3,7 @@
 pub mod child;
 mod relay;
 
-use std::io::{self, IsTerminal as _};
-use std::os::fd::AsFd as _;
+use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::{ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
@@ -19,6 +18,7 @@ use crate::base::WorkloadId;
 use crate::base::error::EXIT_FAILED;
 use crate::collector::Collector;
 use crate::config;
+use crate::host::stdout;
 use crate::output::{self, Format, Target};
 use crate::workload::hierarchy::Hierarchies;
 use crate::workload::scope::{Scope, clean_up_stale};
@@ -33,35 +33,36 @@ pub(super) fn run(config: &config::Run) -> anyhow::Result<ExitCode> {
     let roots = &config.measure.collect.roots;
     clean_up_stale(&Hierarchies::find(roots)?);
     let mut target = config.measure.output.clone();
-    let (mut relay, mut stdout) = (None, Stdio::inherit());
+    // Descriptor 1 may be standard error by now.
+    let (mut relay, mut for_command) = (None, Stdio::from(stdout::duplicate()?));
     if would_mix(&target) {
-        let (started, write) = Relay::start(io::stdout().as_fd().try_clone_to_owned()?)
+        let (started, write) = Relay::start(stdout::duplicate()?)
             .context("cannot pass on the command's standard output")?;
         target.others = Some(started.used());
-        (relay, stdout) = (Some(started), write.into());
+        (relay, for_command) = (Some(started), write.into());
     }
     let output = output::open_quiet(&target)?;
     let scope = Scope::create(roots)?;
-    runtime()?.block_on(measure(config, scope, output, stdout, relay))
+    runtime()?.block_on(measure(config, scope, output, for_command, relay))
 }
 
 /// Whether a result for programs would stand among what the command prints.
 fn would_mix(target: &Target) -> bool {
-    target.format != Format::Table && target.file.is_none() && !io::stdout().is_terminal()
+    target.format != Format::Table && target.file.is_none() && !stdout::real().is_terminal()
 }
 
 async fn measure(
     config: &config::Run,
     scope: Scope,
     output: Box<dyn output::Output>,
-    stdout: Stdio,
+    for_command: Stdio,
     relay: Option<Relay>,
 ) -> anyhow::Result<ExitCode> {
     let signals = Signals::listen()?;
     let workload = scope.workload(WorkloadId(1), &name(config));
     let opened = Collector::open(&config.measure.collect, scope.hierarchy(), 1)?;
     let mut run = Measurement::start(&config.measure, opened, &[workload], output, signals)?;
-    let mut child = match Child::spawn(&config.command, &scope, stdout) {
+    let mut child = match Child::spawn(&config.command, &scope, for_command) {
         Ok(child) => child,
         Err(error) => {
             output::note(&error.to_string());

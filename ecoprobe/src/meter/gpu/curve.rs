@@ -6,8 +6,15 @@
 
 use std::collections::VecDeque;
 
-/// More than any board draws; a counter that runs faster than this was not counting energy.
-const MOST_WATTS: f64 = 20_000.0;
+use super::plausible::MOST_WATTS;
+
+/// For how long power is believed to have been on the line between two readings when those in
+/// between were refused.
+const BRIDGED_NS: u64 = 2_000_000_000;
+
+/// How long the first power readings are not believed: drivers that have just been woken up have been
+/// seen to give anything.
+const SETTLING_NS: u64 = 100_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Knot {
@@ -23,12 +30,25 @@ pub(super) enum Step {
     /// The first one, or the same value again.
     Still,
     Advanced,
-    /// It went back, or ran ahead faster than any hardware draws: not the same count any more.
+    /// It went back, or ran ahead faster than the hardware draws: not the same count any more, or no
+    /// count at all. The curve is as it was.
     Broken,
 }
 
-#[derive(Debug, Clone, Default)]
+/// What a reading of power meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PowerStep {
+    Taken,
+    /// No such power can be drawn. It is no base for the next one.
+    Refused,
+    /// It can be right, but nothing is known of the time since the last one that could.
+    Broken,
+}
+
+#[derive(Debug, Clone)]
 pub(super) struct Curve {
+    /// More than the device can draw.
+    most_watts: f64,
     /// Energy is counted from `base`, so that a counter that has run for years loses no digits.
     knots: VecDeque<Knot>,
     base: u64,
@@ -38,15 +58,44 @@ pub(super) struct Curve {
     last: Option<(u64, u64)>,
     /// The last reading that gave a new value, and how long before it the old one was read.
     changed: Option<(u64, u64)>,
-    /// Readings since then that gave the same value.
+    /// How often it gave a new value.
+    advances: u32,
+    /// Readings since the last of them that gave the same value.
     still: u32,
     /// How often the counter refreshes, where it was read often enough to tell; nanoseconds.
     refresh: Option<u64>,
-    /// The last power reading, milliwatts, while power is integrated.
+    /// The last power reading that was believed, milliwatts, while power is integrated.
     power: Option<(u64, f64)>,
+    /// When power was first read.
+    power_began_ns: Option<u64>,
+    /// Power was refused since it was last believed.
+    refused: bool,
+}
+
+impl Default for Curve {
+    fn default() -> Self {
+        Self::new(MOST_WATTS)
+    }
 }
 
 impl Curve {
+    pub(super) fn new(most_watts: f64) -> Self {
+        Self {
+            most_watts,
+            knots: VecDeque::new(),
+            base: 0,
+            began_ns: 0,
+            last: None,
+            changed: None,
+            advances: 0,
+            still: 0,
+            refresh: None,
+            power: None,
+            power_began_ns: None,
+            refused: false,
+        }
+    }
+
     /// Takes a reading of the counter, millijoules.
     pub(super) fn count(&mut self, ns: u64, millijoules: u64) -> Step {
         let Some((last_ns, last)) = self.last else {
@@ -66,7 +115,7 @@ impl Curve {
         // What a stale first value and the longest refresh can hide is far below this margin.
         let changed_ns = self.changed.map_or(last_ns, |(ns, _)| ns);
         let seconds = (ns - changed_ns) as f64 * 1e-9 + 1.0;
-        if millijoules < last || (millijoules - last) as f64 > MOST_WATTS * seconds * 1e3 {
+        if millijoules < last || (millijoules - last) as f64 > self.most_watts * seconds * 1e3 {
             return Step::Broken;
         }
         // With two readings or more to a refresh, the distance of two changes is known to a half,
@@ -87,6 +136,7 @@ impl Curve {
         };
         self.last = Some((ns, millijoules));
         self.changed = Some((ns, gap));
+        self.advances = self.advances.saturating_add(1);
         self.still = 0;
         let millijoules = (millijoules - self.base) as f64;
         self.sharpen_last(ns - age, off_ns);
@@ -107,21 +157,41 @@ impl Curve {
         }
     }
 
-    /// Takes a reading of power, milliwatts: the straight line from the one before is integrated.
-    pub(super) fn power(&mut self, ns: u64, milliwatts: f64) {
-        let Some((before_ns, before)) = self.power else {
-            self.power = Some((ns, milliwatts));
-            self.push(Knot { ns, millijoules: 0.0, off_ns: 0 });
-            return;
-        };
-        if ns <= before_ns || milliwatts > MOST_WATTS * 1e3 {
-            return;
+    /// Takes a reading of power, milliwatts: the straight line from the one before is integrated. The
+    /// first ones are looked at and not believed.
+    pub(super) fn power(&mut self, ns: u64, milliwatts: f64) -> PowerStep {
+        let began_ns = *self.power_began_ns.get_or_insert(ns);
+        if !milliwatts.is_finite() || milliwatts < 0.0 || milliwatts > self.most_watts * 1e3 {
+            self.refused = true;
+            return PowerStep::Refused;
         }
+        let Some((before_ns, before)) = self.power else {
+            if ns >= began_ns.saturating_add(SETTLING_NS) {
+                self.power_anew(ns, milliwatts);
+            }
+            return PowerStep::Taken;
+        };
+        if ns <= before_ns {
+            return PowerStep::Taken;
+        }
+        if self.refused && ns - before_ns > BRIDGED_NS {
+            return PowerStep::Broken;
+        }
+        self.refused = false;
         self.power = Some((ns, milliwatts));
         let seconds = (ns - before_ns) as f64 * 1e-9;
         let sum = self.knots.back().map_or(0.0, |knot| knot.millijoules);
         let millijoules = sum + (before + milliwatts) / 2.0 * seconds;
         self.push(Knot { ns, millijoules, off_ns: 0 });
+        PowerStep::Taken
+    }
+
+    /// Begins with a reading of power that is believed.
+    pub(super) fn power_anew(&mut self, ns: u64, milliwatts: f64) {
+        self.clear();
+        self.power_began_ns = Some(ns);
+        self.power = Some((ns, milliwatts));
+        self.push(Knot { ns, millijoules: 0.0, off_ns: 0 });
     }
 
     fn push(&mut self, knot: Knot) {
@@ -147,6 +217,44 @@ impl Curve {
         {
             self.settle();
         }
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        *self = Self::new(self.most_watts);
+    }
+
+    /// Mean power from the first knot to the last, milliwatts.
+    pub(super) fn mean_milliwatts(&self) -> Option<f64> {
+        let [(from_ns, from), (to_ns, to)] = self.ends()?;
+        (to_ns > from_ns).then(|| (to - from) / ((to_ns - from_ns) as f64 * 1e-9))
+    }
+
+    /// The counter's last reading.
+    pub(super) fn last_count(&self) -> Option<u64> {
+        self.last.map(|(_, count)| count)
+    }
+
+    /// How often the counter was seen to move.
+    pub(super) fn advances(&self) -> u32 {
+        self.advances
+    }
+
+    /// For how long the counter has shown the same value, as far as it was read.
+    pub(super) fn still_for_ns(&self) -> u64 {
+        let since = self.changed.map_or(self.began_ns, |(ns, _)| ns);
+        self.last.map_or(0, |(ns, _)| ns.saturating_sub(since))
+    }
+
+    /// How often the counter refreshes, where that is known.
+    pub(super) fn refresh_ns(&self) -> Option<u64> {
+        self.refresh
+    }
+
+    /// The first and the last knot: when, and what the counter showed there.
+    pub(super) fn ends(&self) -> Option<[(u64, f64); 2]> {
+        let at = |knot: &Knot| (knot.ns, self.base as f64 + knot.millijoules);
+        Some([at(self.knots.front()?), at(self.knots.back()?)])
     }
 
     /// Where the curve begins.
@@ -252,6 +360,9 @@ mod tests {
         assert_eq!(curve.count(10 * MS, 1100), Step::Advanced);
         assert_eq!(curve.clone().count(20 * MS, 1099), Step::Broken);
         assert_eq!(curve.clone().count(20 * MS, u64::MAX), Step::Broken);
+        // 5 kJ in a second and some.
+        assert_eq!(curve.clone().count(20 * MS, 5_000_000), Step::Broken);
+        assert_eq!(curve.clone().count(20 * MS, 2_000_000), Step::Advanced);
         assert_eq!(curve.count(20 * MS, 1100), Step::Still);
     }
 
@@ -272,20 +383,69 @@ mod tests {
         assert_eq!(curve.knot_within(u64::MAX, sharp, u64::MAX), None);
     }
 
+    /// Power once the first readings have been passed over: from there the time counts.
+    fn settled(most_watts: f64) -> Curve {
+        let mut curve = Curve::new(most_watts);
+        curve.power_anew(0, 100_000.0);
+        curve
+    }
+
     #[test]
     fn power_is_integrated_along_the_line() {
-        let mut curve = Curve::default();
-        for (ms, watts) in [(0, 100.0), (1000, 200.0), (2000, 200.0)] {
-            curve.power(ms * MS, watts * 1e3);
+        let mut curve = settled(MOST_WATTS);
+        for (ms, watts) in [(1000, 200.0), (2000, 200.0)] {
+            assert_eq!(curve.power(ms * MS, watts * 1e3), PowerStep::Taken);
         }
         assert_eq!(curve.at(1000 * MS), Some(150_000.0));
         assert_eq!(curve.at(2000 * MS), Some(350_000.0));
     }
 
+    #[test]
+    fn the_first_powers_are_not_believed_whatever_they_are() {
+        for garbage in [4_294_967_294.0, 2_500_000.0, 700_000.0, 0.0, f64::NAN] {
+            let mut curve = Curve::default();
+            for ms in (0..50).step_by(5) {
+                curve.power(ms * MS, garbage);
+            }
+            for ms in (50..=1100).step_by(10) {
+                assert_eq!(curve.power(ms * MS, 100_000.0), PowerStep::Taken);
+            }
+            assert_eq!(curve.first_ns(), Some(100 * MS), "{garbage}");
+            assert!((curve.at(1100 * MS).unwrap() - 100_000.0).abs() < 1.0, "{garbage}");
+        }
+    }
+
+    #[test]
+    fn a_refused_power_is_no_base_for_the_next() {
+        for garbage in [4_294_967_295.0, 3_700_000.0, -1.0, f64::INFINITY] {
+            let mut curve = settled(MOST_WATTS);
+            curve.power(100 * MS, 100_000.0);
+            assert_eq!(curve.power(200 * MS, garbage), PowerStep::Refused);
+            assert_eq!(curve.power(300 * MS, 100_000.0), PowerStep::Taken);
+            assert!((curve.at(300 * MS).unwrap() - 30_000.0).abs() < 1e-6);
+        }
+        // What one device can draw another cannot.
+        assert_eq!(settled(600.0).power(100 * MS, 700_000.0), PowerStep::Refused);
+        assert_eq!(settled(1400.0).power(100 * MS, 700_000.0), PowerStep::Taken);
+    }
+
+    #[test]
+    fn what_was_drawn_while_power_made_no_sense_for_long_is_not_made_up() {
+        let mut curve = settled(MOST_WATTS);
+        for ms in (100..3000).step_by(100) {
+            curve.power(ms * MS, 1e9);
+        }
+        assert_eq!(curve.power(3000 * MS, 100_000.0), PowerStep::Broken);
+        curve.power_anew(3000 * MS, 100_000.0);
+        assert_eq!((curve.first_ns(), curve.at(3000 * MS)), (Some(3000 * MS), Some(0.0)));
+        // But readings that are rare are none that were refused.
+        assert_eq!(curve.power(13_000 * MS, 100_000.0), PowerStep::Taken);
+    }
+
     proptest! {
         /// However a curve is cut, the pieces are what the counter advanced by.
         #[test]
-        fn pieces_add_up(steps in prop::collection::vec((1u64..50, 0u64..5000), 3..60),
+        fn pieces_add_up(steps in prop::collection::vec((1u64..50, 0u64..3000), 3..60),
                          cuts in prop::collection::vec(0.0f64..1.0, 0..10)) {
             let mut curve = Curve::default();
             let (mut ms, mut count) = (0, 1 << 53);

@@ -1,22 +1,29 @@
 //! One device: its energy curve, who is on it, and the windows made of both.
 
 mod census;
-mod visit;
+mod edge;
+mod energy;
+mod loss;
+
+pub(super) use self::energy::FIRST_MOVE_WITHIN;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use self::visit::{Alone, Phase, SHARP_NS};
-use super::clock::Clock;
-use super::curve::{Curve, Step};
+use self::edge::{Phase, SHARP_NS, SameUser};
+use super::counter::Counter;
+use super::curve::Curve;
+use super::driver::{Driver, Handle, PowerScope, SampleKind, Timed};
 use super::fault::{Fault, Remedy};
-use super::nvml::{Driver, Handle, Sample, SampleKind, Snapshot};
-use super::owner::PidOwner;
-use super::poller::{Context, LOOK_AT_MOST};
-use super::usage::{Census, Owner, Sampling, Timeline, shares};
+use super::owner::{Owner, PidOwner, Present};
+use super::plausible::most_watts;
+use super::poller::Context;
+use super::sampling::{Sampling, Timeline};
+use super::shares::{Census, shares};
+use super::superchip::{Facts, counts_a_module};
 use crate::base::monotonic_ns;
 use crate::event::sources::{GpuDevice, GpuReadMethod};
-use crate::event::{Event, GpuWindow};
+use crate::event::{Event, GpuMethod, GpuWindow};
 
 /// Where a device's energy comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,15 +36,27 @@ enum Source {
     Power,
 }
 
+/// Why it is not the energy counter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Without {
+    /// The driver has none.
+    Counter,
+    /// It stands still while power is drawn.
+    Motion,
+    /// It counts the module's energy, and a CPU is on the module.
+    Module,
+}
+
 /// Questions that a device may not support; asked until it says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Question {
     InstantPower,
+    AveragePower,
     Processes,
     Graphics,
     Mps,
     Utilisation,
-    Mig,
+    Partitions,
     InstanceUse,
     BusySamples,
     BusyNow,
@@ -57,20 +76,28 @@ pub(super) struct Device {
     index: u32,
     handle: Handle,
     source: Source,
+    without: Option<Without>,
+    /// It cannot draw more.
+    most_watts: f64,
     /// It does not answer, and its books have stopped.
     lost: bool,
+    /// Where the books stopped when it was lost: when, and what the counter showed then, until it is
+    /// known what was drawn since.
+    gap: Option<(u64, f64)>,
     declined: BTreeSet<Question>,
     state: State,
 }
 
 /// What begins anew when a device comes back.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
-    curve: Curve,
+    counter: Counter,
+    /// The integral of power since the counter last moved: in case that it does not any more.
+    stand_in: Curve,
     /// Where the last window ended.
     edge_ns: Option<u64>,
     phase: Phase,
-    alone: Alone,
+    same_user: SameUser,
     /// Newest power sample seen, where those are integrated.
     power_since_us: u64,
     /// Sum and number of instantaneous power readings in this window, milliwatts.
@@ -78,26 +105,38 @@ struct State {
     polled_ns: u64,
     census: Census,
     /// Whose the processes of the last census were.
-    owners: BTreeMap<u32, Owner>,
-    /// The MIG instances at the last poll, by GPU instance and compute instance.
-    instances: BTreeMap<(u32, u32), Instance>,
+    owners: BTreeMap<u32, Present>,
+    /// Who was on each instance at the last poll, and their shares of it, by place.
+    tenants: BTreeMap<(u32, u32), Vec<(Owner, f64)>>,
     sampling: Sampling,
     ran: Timeline<Owner>,
     busy_since_us: u64,
     busy: Timeline<Busy>,
 }
 
-/// A MIG instance at one poll.
-#[derive(Debug)]
-struct Instance {
-    snapshot: Snapshot,
-    /// Who is on it, and their shares of it.
-    tenants: Vec<(Owner, f64)>,
-}
-
 impl State {
-    fn new() -> Self {
-        Self { polled_ns: monotonic_ns(), ..Self::default() }
+    fn new(most_watts: f64) -> Self {
+        Self {
+            counter: Counter::new(most_watts),
+            stand_in: Curve::new(most_watts),
+            edge_ns: None,
+            phase: Phase::default(),
+            same_user: SameUser::default(),
+            power_since_us: 0,
+            power: (0.0, 0),
+            polled_ns: monotonic_ns(),
+            census: Census::default(),
+            owners: BTreeMap::new(),
+            tenants: BTreeMap::new(),
+            sampling: Sampling::default(),
+            ran: Timeline::default(),
+            busy_since_us: 0,
+            busy: Timeline::default(),
+        }
+    }
+
+    fn curve(&self) -> &Curve {
+        self.counter.curve()
     }
 }
 
@@ -107,34 +146,38 @@ impl Device {
     /// # Errors
     ///
     /// One sentence, if it cannot.
-    pub(super) fn find(driver: &Driver, index: u32) -> Result<Self, String> {
+    pub(super) fn find(driver: &dyn Driver, index: u32) -> Result<Self, String> {
         let handle = driver
             .device(index)
             .map_err(|fault| format!("GPU {index} cannot be opened: {fault}"))?;
         let uuid =
             driver.uuid(handle).map_err(|fault| format!("GPU {index} has no UUID: {fault}"))?;
         let name = driver.name(handle).unwrap_or_else(|_| "GPU".into());
-        let source = match driver.energy(handle) {
-            Ok(_) => Source::Counter,
-            // It may come back, and whether it has a counter is known only then.
-            Err(fault) if fault.remedy() == Remedy::Wait => Source::Counter,
-            Err(fault) => match driver.samples(handle, SampleKind::Power, 0) {
-                Ok(samples) if !samples.is_empty() => Source::Samples,
-                _ if power(driver, handle).is_ok() => Source::Power,
-                _ => {
-                    return Err(format!(
-                        "GPU {uuid} gives neither energy nor power and is left out: {fault}"
-                    ));
-                }
-            },
-        };
-        let (lost, declined) = (false, BTreeSet::new());
-        let state = State::new();
-        Ok(Self { uuid, name, index, handle, source, lost, declined, state })
+        let (source, without) = choose(driver, handle, &name).map_err(|fault| {
+            format!("GPU {uuid} gives neither energy nor power and is left out: {fault}")
+        })?;
+        let most_watts = most_watts(driver.most_power(handle).ok());
+        Ok(Self {
+            uuid,
+            name,
+            index,
+            handle,
+            source,
+            without,
+            most_watts,
+            lost: false,
+            gap: None,
+            declined: BTreeSet::new(),
+            state: State::new(most_watts),
+        })
     }
 
     pub(super) fn uuid(&self) -> &str {
         &self.uuid
+    }
+
+    pub(super) fn index(&self) -> u32 {
+        self.index
     }
 
     pub(super) fn handle(&self) -> Handle {
@@ -149,116 +192,42 @@ impl Device {
         GpuDevice { uuid: self.uuid.clone(), name: self.name.clone(), index: self.index, method }
     }
 
-    /// A sentence if there is no energy counter: what stands in for it.
+    /// Why energy is not, or should not be, from the device's energy counter, in a few words.
+    pub(super) fn without_counter(&self) -> Option<&'static str> {
+        match (self.without?, self.source) {
+            (Without::Counter, _) => Some("has no energy counter"),
+            (Without::Motion, _) => {
+                Some("has an energy counter that stands still while power is drawn")
+            }
+            (Without::Module, Source::Counter) => Some(
+                "shares a module with a CPU, and its energy counter may hold that of both; its own \
+                 power is not told",
+            ),
+            (Without::Module, _) => {
+                Some("shares a module with a CPU, and its energy counter may hold that of both")
+            }
+        }
+    }
+
+    /// A sentence if energy is not from the energy counter: what stands in for it.
     pub(super) fn stand_in(&self, interval: Duration) -> Option<String> {
+        let (uuid, why) = (&self.uuid, self.without_counter()?);
         let what = match self.source {
-            Source::Counter => return None,
+            Source::Counter => return Some(format!("GPU {uuid} {why}")),
             Source::Samples => "the driver's power samples".to_owned(),
             Source::Power => format!("power, read every {} ms", interval.as_millis()),
         };
-        Some(format!(
-            "GPU {} has no energy counter: its energy is the integral of {what}",
-            self.uuid
-        ))
-    }
-
-    /// Reads only the energy, and only while the curve has no beginning.
-    pub(super) fn prime<O: PidOwner>(&mut self, context: &mut Context<O>) {
-        if !self.primed() {
-            self.read_energy(context);
-        }
-    }
-
-    pub(super) fn primed(&self) -> bool {
-        self.lost
-            || match self.source {
-                Source::Counter => self.state.curve.primed(),
-                Source::Samples | Source::Power => self.state.curve.first_ns().is_some(),
-            }
-    }
-
-    /// The fast group: energy, and power as a second opinion.
-    pub(super) fn read<O: PidOwner>(&mut self, context: &mut Context<O>) {
-        if self.lost {
-            return;
-        }
-        self.state.curve.begin_if_stuck(LOOK_AT_MOST.as_nanos() as u64);
-        self.read_energy(context);
-        if self.source != Source::Counter || self.lost {
-            return;
-        }
-        let handle = self.handle;
-        let power =
-            self.ask(Question::InstantPower, context, |driver| driver.instant_power(handle));
-        if let Some((_, milliwatts)) = power {
-            self.state.power.0 += milliwatts;
-            self.state.power.1 += 1;
-        }
-    }
-
-    fn read_energy<O: PidOwner>(&mut self, context: &mut Context<O>) {
-        let driver = &context.driver;
-        let fault = match self.source {
-            Source::Counter => match driver.energy(self.handle) {
-                Ok((ns, millijoules)) => return self.count(context, ns, millijoules),
-                Err(fault) => fault,
-            },
-            Source::Samples => {
-                let since = Clock::now().not_ahead(self.state.power_since_us);
-                self.state.power_since_us = since;
-                match driver.samples(self.handle, SampleKind::Power, since) {
-                    Ok(samples) => return self.integrate(&samples),
-                    Err(fault) if fault.remedy() == Remedy::Nothing => return,
-                    Err(fault) => fault,
-                }
-            }
-            Source::Power => match power(driver, self.handle) {
-                Ok((ns, milliwatts)) => return self.state.curve.power(ns, milliwatts),
-                Err(fault) => fault,
-            },
-        };
-        self.lose(context, &fault);
-    }
-
-    fn count<O: PidOwner>(&mut self, context: &mut Context<O>, ns: u64, millijoules: u64) {
-        if self.state.curve.count(ns, millijoules) != Step::Broken {
-            return;
-        }
-        let uuid = &self.uuid;
-        context.warn_once(format!("broken {uuid}"), || {
-            format!(
-                "the energy counter of GPU {uuid} jumped (a reset, or the driver was loaded \
-                 anew): what it drew around that moment is not counted"
-            )
-        });
-        // It still tells who ran since the last survey.
-        let census = self.take_census(context);
-        self.restart(context, census);
-        self.state.curve.count(ns, millijoules);
-    }
-
-    fn integrate(&mut self, samples: &[Sample]) {
-        let clock = Clock::now();
-        let newest = samples.iter().map(|sample| sample.us).max().unwrap_or(0);
-        let first = self.state.power_since_us == 0;
-        for sample in samples {
-            let ns = clock.mono_ns(sample.us);
-            // Of what the driver remembers from before, only where the curve begins.
-            if ns <= clock.now_ns && (sample.us == newest || !first) {
-                self.state.curve.power(ns, sample.value);
-            }
-        }
-        self.state.power_since_us = self.state.power_since_us.max(newest);
+        Some(format!("GPU {uuid} {why}: its energy is the integral of {what}"))
     }
 
     /// Whether the energy is known at a moment no earlier than that, or never will be.
     pub(super) fn covers(&self, ns: u64) -> bool {
-        self.lost || self.state.curve.knot_within(SHARP_NS, ns, u64::MAX).is_some()
+        self.lost || self.state.counter.covers(ns, SHARP_NS)
     }
 
     /// When the utilisation samples up to the end of the curve have surely been delivered.
     pub(super) fn told_ns(&self) -> u64 {
-        self.state.curve.last_ns().map_or(0, |last| last + self.state.sampling.lag_ns())
+        self.state.curve().last_ns().map_or(0, |last| last + self.state.sampling.lag_ns())
     }
 
     /// The last windows: one up to `ns`, where the run ended, and what the counter tells beyond that.
@@ -267,46 +236,22 @@ impl Device {
         if self.lost {
             return;
         }
-        if self.state.curve.last_ns().is_none_or(|last| last < ns) {
-            self.state.curve.settle();
+        self.settle_doubts(context);
+        if self.state.curve().last_ns().is_none_or(|last| last < ns) {
+            self.state.counter.curve_mut().settle();
         }
         let census = if ask { self.take_census(context) } else { self.state.census.clone() };
-        let edge = self.state.curve.last_ns();
+        let edge = self.state.curve().last_ns();
         self.window(context, edge.map(|last| last.min(ns)), census.clone());
         self.window(context, edge, census);
     }
 
-    fn read_busy<O: PidOwner>(&mut self, context: &mut Context<O>, polled: (u64, u64)) {
-        let (handle, since) = (self.handle, Clock::now().not_ahead(self.state.busy_since_us));
-        self.state.busy_since_us = since;
-        let samples = self.ask(Question::BusySamples, context, |driver| {
-            driver.samples(handle, SampleKind::Busy, since)
-        });
-        if let Some(samples) = samples {
-            let clock = Clock::now();
-            for sample in samples {
-                let to = clock.mono_ns(sample.us).min(polled.1);
-                let from = match self.state.busy_since_us {
-                    0 => to,
-                    before => clock.mono_ns(before),
-                };
-                self.state.busy_since_us = self.state.busy_since_us.max(sample.us);
-                self.state.busy.add(Busy::Busy, from, to, sample.value.min(100.0) / 100.0);
-                self.state.busy.add(Busy::Known, from, to, 1.0);
-            }
-        } else if self.declined.contains(&Question::BusySamples)
-            && let Some(percent) =
-                self.ask(Question::BusyNow, context, |driver| driver.busy(handle))
-        {
-            self.state.busy.add(Busy::Busy, polled.0, polled.1, f64::from(percent) / 100.0);
-            self.state.busy.add(Busy::Known, polled.0, polled.1, 1.0);
-        }
-    }
-
     /// Publishes what the device drew from the last edge to this one.
-    fn window<O>(&mut self, context: &Context<O>, edge: Option<u64>, census: Census) {
+    fn window<O>(&mut self, context: &mut Context<O>, edge: Option<u64>, census: Census) {
+        self.close_gap(context);
         let state = &mut self.state;
-        let (Some(from_ns), Some(to_ns)) = (state.edge_ns.or(state.curve.first_ns()), edge) else {
+        let curve = state.counter.curve_mut();
+        let (Some(from_ns), Some(to_ns)) = (state.edge_ns.or(curve.first_ns()), edge) else {
             state.census = census;
             return;
         };
@@ -314,7 +259,7 @@ impl Device {
         if to_ns <= from_ns {
             return state.census.merge(census);
         }
-        let (Some(from), Some(to)) = (state.curve.at(from_ns), state.curve.at(to_ns)) else {
+        let (Some(from), Some(to)) = (curve.at(from_ns), curve.at(to_ns)) else {
             return;
         };
         let seconds = (to_ns - from_ns) as f64 * 1e-9;
@@ -325,11 +270,14 @@ impl Device {
             _ => None,
         };
         let split = shares(&state.census, &census, &ran, busy.map(|busy| busy * seconds));
-        state.alone.note(&split);
-        let spacing = state.curve.forget_before(to_ns);
+        state.same_user.note(&split);
+        let spacing = curve.forget_before(to_ns);
         let (sum, readings) = std::mem::take(&mut state.power);
         state.edge_ns = Some(to_ns);
         state.census = census;
+        if split.memory_untold {
+            self.warn_memory_untold(context);
+        }
         context.publish(Event::Gpu(GpuWindow {
             uuid: self.uuid.clone(),
             from_ns,
@@ -345,41 +293,46 @@ impl Device {
         }));
     }
 
-    /// Closes the books at the last moment that is known, and begins new ones.
-    fn restart<O>(&mut self, context: &Context<O>, census: Census) {
-        let edge = self.state.curve.last_ns();
-        self.window(context, edge, census);
-        self.state = State::new();
+    fn warn_memory_untold<O>(&self, context: &mut Context<O>) {
+        let uuid = &self.uuid;
+        context.warn_once(format!("memory {uuid}"), || {
+            format!(
+                "GPU {uuid} does not tell how much memory each of its processes holds: where \
+                 memory is to decide, its users count alike"
+            )
+        });
     }
 
-    fn lose<O>(&mut self, context: &mut Context<O>, fault: &Fault) {
-        context.warn(format!("GPU {} stopped answering ({fault}): its books stop here", self.uuid));
-        self.restart(context, self.state.census.clone());
-        self.lost = true;
+    /// Publishes what the device drew when it could not be asked: nobody knows who used it then.
+    fn publish_unattended<O>(&self, context: &Context<O>, from_ns: u64, to_ns: u64, drawn: f64) {
+        context.publish(Event::Gpu(GpuWindow {
+            uuid: self.uuid.clone(),
+            from_ns,
+            to_ns,
+            millijoules: drawn,
+            busy: None,
+            method: GpuMethod::Sole,
+            usage: Vec::new(),
+            unknown_users: true,
+            lost_weight: 0.0,
+            resolution_ms: Some((to_ns - from_ns) as f64 / 1e6),
+            mean_power_w: None,
+        }));
     }
 
-    /// Tries to find a lost device again, where it was or elsewhere.
-    fn regain<O>(&mut self, context: &mut Context<O>) -> bool {
-        let driver = &context.driver;
-        let found = match driver.device_by_uuid(&self.uuid) {
-            Err(Fault::Missing) => driver
-                .device(self.index)
-                .ok()
-                .filter(|handle| driver.uuid(*handle).is_ok_and(|uuid| uuid == self.uuid)),
-            answer => answer.ok(),
-        };
-        let answers = |handle: &Handle| match self.source {
-            Source::Counter => driver.energy(*handle).is_ok(),
-            Source::Samples => driver.samples(*handle, SampleKind::Power, 0).is_ok(),
-            Source::Power => power(driver, *handle).is_ok(),
-        };
-        let Some(handle) = found.filter(answers) else { return false };
-        context.warn(format!("GPU {} answers again: its books go on from here", self.uuid));
-        self.handle = handle;
-        self.lost = false;
-        self.declined.clear();
-        self.state = State::new();
-        true
+    /// Closes the window that the curve so far allows, and goes on with another curve.
+    fn change_curve<O: PidOwner>(
+        &mut self,
+        context: &mut Context<O>,
+        change: impl FnOnce(&mut State),
+    ) {
+        // It still tells who ran since the last survey.
+        let census = self.take_census(context);
+        let edge = self.state.curve().last_ns();
+        self.window(context, edge, census.clone());
+        change(&mut self.state);
+        self.state.edge_ns = None;
+        self.state.census = census;
     }
 
     /// Asks the driver something that a device may decline to answer.
@@ -387,12 +340,12 @@ impl Device {
         &mut self,
         question: Question,
         context: &mut Context<O>,
-        ask: impl FnOnce(&Driver) -> Result<T, Fault>,
+        ask: impl FnOnce(&dyn Driver) -> Result<T, Fault>,
     ) -> Option<T> {
         if self.declined.contains(&question) {
             return None;
         }
-        match ask(&context.driver) {
+        match ask(&*context.driver) {
             Ok(answer) => Some(answer),
             Err(fault) => {
                 match fault.remedy() {
@@ -419,16 +372,58 @@ impl Device {
 impl Question {
     fn subject(self) -> &'static str {
         match self {
-            Self::InstantPower => "its power",
+            Self::InstantPower | Self::AveragePower => "its power",
             Self::Processes | Self::Graphics | Self::Mps => "who is on it",
             Self::Utilisation | Self::InstanceUse => "who computes on it",
-            Self::Mig => "whether it is partitioned",
+            Self::Partitions => "whether it is partitioned",
             Self::BusySamples | Self::BusyNow => "how busy it is",
         }
     }
 }
 
+/// Finds out where the energy of a device can be had from.
+fn choose(
+    driver: &dyn Driver,
+    device: Handle,
+    name: &str,
+) -> Result<(Source, Option<Without>), Fault> {
+    /// A driver that has just been woken up may need a moment to make sense.
+    const TRIES: usize = 3;
+    let mut answers = (0..TRIES).map(|_| driver.energy(device));
+    let is_final = |answer: &Result<_, _>| !matches!(answer, Err(Fault::Nonsense(_)));
+    let counter = answers.find(is_final).unwrap_or_else(|| driver.energy(device));
+    match counter {
+        Ok(_) => {
+            let facts = facts(driver, device, name);
+            Ok(match counts_a_module(facts) {
+                true if power(driver, device).is_ok() => (Source::Power, Some(Without::Module)),
+                true => (Source::Counter, Some(Without::Module)),
+                false => (Source::Counter, None),
+            })
+        }
+        // It may come back, and whether it has a counter is known only then.
+        Err(fault) if fault.remedy() == Remedy::Wait => Ok((Source::Counter, None)),
+        Err(fault) => match driver.samples(device, SampleKind::Power, 0) {
+            Ok(samples) if !samples.is_empty() => Ok((Source::Samples, Some(Without::Counter))),
+            _ if power(driver, device).is_ok() => Ok((Source::Power, Some(Without::Counter))),
+            _ => Err(fault),
+        },
+    }
+}
+
+fn facts<'a>(driver: &dyn Driver, device: Handle, name: &'a str) -> Facts<'a> {
+    let watts = |scope| {
+        let power = driver.instant_power(device, scope).ok()?;
+        Some(power.value * 1e-3)
+    };
+    // The GPU's before and after, so that a change in between is not taken for a module.
+    let before = watts(PowerScope::Gpu);
+    let module_watts = before.and_then(|_| watts(PowerScope::Module));
+    let gpu_watts = before.zip(watts(PowerScope::Gpu)).map(|(a, b)| a.max(b));
+    Facts { name, gpu_watts, module_watts }
+}
+
 /// Power now, milliwatts: of the moment where the driver gives that, else its average.
-fn power(driver: &Driver, device: Handle) -> Result<(u64, f64), Fault> {
-    driver.instant_power(device).or_else(|_| driver.average_power(device))
+fn power(driver: &dyn Driver, device: Handle) -> Result<Timed<f64>, Fault> {
+    driver.instant_power(device, PowerScope::Gpu).or_else(|_| driver.average_power(device))
 }

@@ -1,9 +1,6 @@
 //! What can go wrong with the driver, and what to do about it.
 
-use nvml_wrapper::error::NvmlError;
-use nvml_wrapper_sys::bindings::nvmlReturn_enum_NVML_ERROR_GPU_NOT_FOUND as GPU_NOT_FOUND;
-
-/// Why NVML cannot be used at all: one sentence, and whether it is simply not there.
+/// Why a driver cannot be used at all: one sentence, and whether it is simply not there.
 #[derive(Debug)]
 pub(super) struct OpenError {
     pub(super) absent: bool,
@@ -21,14 +18,32 @@ impl OpenError {
 }
 
 /// Why one call did not give its value.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Fault {
     #[error("the library has no such function")]
     Missing,
-    #[error("{0}")]
-    Nvml(#[from] NvmlError),
+    /// The driver's own answer.
+    #[error("{words}")]
+    Told { kind: Kind, words: String },
     #[error("the library returned nonsense: {0}")]
     Nonsense(String),
+}
+
+/// What a driver's error is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// This device cannot do it.
+    Unsupported,
+    Denied,
+    /// There is nothing to tell.
+    NoData,
+    /// The device does not answer.
+    Unreachable,
+    /// There is no driver to talk to (any more).
+    NotLoaded,
+    /// The library and the loaded driver are of different versions.
+    Mismatch,
+    Other,
 }
 
 /// What to do about a fault.
@@ -45,41 +60,41 @@ pub(super) enum Remedy {
 }
 
 impl Fault {
-    /// One line on how to mend a driver that does not start.
-    pub(super) fn mend_start(&self) -> Option<&'static str> {
+    pub(super) fn kind(&self) -> Option<Kind> {
         match self {
-            Self::Nvml(NvmlError::DriverNotLoaded) => Some(
-                "load the driver (`modprobe nvidia`); in a container, start it with access to the \
-                 GPUs",
-            ),
-            Self::Nvml(NvmlError::LibRmVersionMismatch) => Some(
-                "the driver was updated while its old module is loaded: load the new one, or \
-                 reboot",
-            ),
-            Self::Nvml(NvmlError::NoPermission) => {
-                Some("run as root, or let this user open /dev/nvidiactl and /dev/nvidia*")
-            }
-            _ => None,
+            Self::Told { kind, .. } => Some(*kind),
+            Self::Missing | Self::Nonsense(_) => None,
         }
     }
 
     pub(super) fn remedy(&self) -> Remedy {
         match self {
-            Self::Missing | Self::Nvml(NvmlError::NotSupported) => Remedy::Forget,
-            Self::Nvml(NvmlError::NotFound | NvmlError::NoData) => Remedy::Nothing,
-            Self::Nvml(
-                NvmlError::GpuLost
-                | NvmlError::ResetRequired
-                | NvmlError::Unknown
-                | NvmlError::Timeout
-                | NvmlError::IrqIssue
-                | NvmlError::DriverNotLoaded
-                | NvmlError::Uninitialized
-                | NvmlError::InvalidArg
-                // Which the wrapper does not know.
-                | NvmlError::UnexpectedVariant(GPU_NOT_FOUND),
-            ) => Remedy::Wait,
-            Self::Nvml(_) | Self::Nonsense(_) => Remedy::Tell,
+            Self::Missing => Remedy::Forget,
+            Self::Nonsense(_) => Remedy::Tell,
+            Self::Told { kind, .. } => match kind {
+                Kind::Unsupported => Remedy::Forget,
+                Kind::NoData => Remedy::Nothing,
+                Kind::Unreachable | Kind::NotLoaded => Remedy::Wait,
+                Kind::Denied | Kind::Mismatch | Kind::Other => Remedy::Tell,
+            },
+        }
+    }
+
+    /// One line on how to mend a driver that does not start.
+    pub(super) fn mend_start(&self) -> Option<&'static str> {
+        match self.kind()? {
+            Kind::NotLoaded => Some(
+                "load the driver (`modprobe nvidia`); in a container, start it with access to the \
+                 GPUs",
+            ),
+            Kind::Mismatch => Some(
+                "the driver was updated while its old module is loaded: load the new one, or \
+                 reboot",
+            ),
+            Kind::Denied => {
+                Some("run as root, or let this user open /dev/nvidiactl and /dev/nvidia*")
+            }
+            _ => None,
         }
     }
 }

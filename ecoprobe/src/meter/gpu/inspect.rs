@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use nvml_wrapper::error::NvmlError;
-
+use super::calls::Calls;
 use super::device::Device;
-use super::fault::{Fault, OpenError};
-use super::latency::SharedLatencies;
-use super::nvml::{Driver, ProcessKind};
-use super::owner::shows_host_pids;
+use super::driver::{Driver, ProcessKind};
+use super::fault::{Fault, Kind, OpenError};
+use super::nvml::{Library, Nvml};
+use super::poller::{Context, Opened, open_devices};
+use super::{GpuOptions, PidOwner};
 use crate::event::sources::GpuDevice;
 
 /// How long the driver may take.
@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Offer {
     /// A sentence for each device that cannot be measured.
     pub devices: Vec<Result<DeviceOffer, String>>,
-    /// The driver's pids are those of this procfs.
+    /// The driver's pids mean something here.
     pub host_pids: bool,
 }
 
@@ -29,6 +29,8 @@ pub struct Offer {
 #[derive(Debug)]
 pub struct DeviceOffer {
     pub device: GpuDevice,
+    /// Why its energy is not, or should not be, from its energy counter, in a few words.
+    pub without_counter: Option<&'static str>,
     pub mig: bool,
     /// Processes on it now.
     pub processes: Result<usize, Lack>,
@@ -46,7 +48,7 @@ pub struct Lack {
 
 impl From<Fault> for Lack {
     fn from(fault: Fault) -> Self {
-        let denied = matches!(fault, Fault::Nvml(NvmlError::NoPermission));
+        let denied = fault.kind() == Some(Kind::Denied);
         Self { why: fault.to_string(), denied }
     }
 }
@@ -65,40 +67,58 @@ impl From<OpenError> for Refusal {
     }
 }
 
-/// Starts NVML, asks each device once, and stops it again; gives up after 10 seconds.
+/// Where the dynamic linker finds the NVML library, of that name or path if one is given. Loads it,
+/// and looks for the functions that are needed; nothing is started.
+///
+/// # Errors
+///
+/// There is none, or none that works.
+pub fn find_library(library: Option<&Path>) -> Result<PathBuf, Refusal> {
+    let found = Library::load(library)?;
+    let asked = library.unwrap_or(Path::new("libnvidia-ml.so.1"));
+    Ok(found.file().unwrap_or_else(|| asked.to_owned()))
+}
+
+/// Starts NVML, looks at each device as a run does when it starts, and stops it again; gives up after
+/// 10 seconds. Of `owner` it is asked only whether the driver's pids mean anything.
 ///
 /// # Errors
 ///
 /// NVML cannot be loaded, does not start, or does not answer.
-pub fn inspect(library: Option<&Path>, procfs: &Path) -> Result<Offer, Refusal> {
+pub fn inspect(options: GpuOptions, owner: impl PidOwner) -> Result<Offer, Refusal> {
     let (answer, answered) = mpsc::sync_channel(1);
-    let (library, procfs): (Option<PathBuf>, PathBuf) = (library.map(Into::into), procfs.into());
     // A driver that hangs keeps its thread, and nothing else.
     let thread = std::thread::Builder::new().name("ecoprobe-nvml".into());
-    let _ = thread.spawn(move || answer.send(look(library.as_deref(), &procfs)));
+    let _ = thread.spawn(move || answer.send(look(&options, owner)));
     answered.recv_timeout(PATIENCE).unwrap_or_else(|_| {
         let why = format!("NVML did not answer within {} seconds", PATIENCE.as_secs());
         Err(OpenError::new(false, why).into())
     })
 }
 
-fn look(library: Option<&Path>, procfs: &Path) -> Result<Offer, Refusal> {
-    let driver = Driver::open(library, SharedLatencies::default())?;
-    let count = driver.device_count().map_err(|fault| {
-        OpenError::new(false, format!("NVML cannot count its devices: {fault}"))
-    })?;
-    let devices = (0..count).map(|index| offer(&driver, index)).collect();
-    Ok(Offer { devices, host_pids: shows_host_pids(procfs) })
+fn look(options: &GpuOptions, owner: impl PidOwner) -> Result<Offer, Refusal> {
+    let driver = Nvml::open(options.library.as_deref(), Calls::default())?;
+    let (words, _nobody_listens) = mpsc::channel();
+    let mut context = Context::new(Box::new(driver), owner, words);
+    let Opened { devices, failed, .. } = open_devices(&mut context, options)?;
+    let mut offers: Vec<(u32, Result<DeviceOffer, String>)> = devices
+        .iter()
+        .map(|device| (device.index(), Ok(offer(&*context.driver, device))))
+        .collect();
+    offers.extend(failed.into_iter().map(|(index, problem)| (index, Err(problem))));
+    offers.sort_by_key(|(index, _)| *index);
+    let devices = offers.into_iter().map(|(_, offer)| offer).collect();
+    Ok(Offer { devices, host_pids: context.host_pids })
 }
 
-fn offer(driver: &Driver, index: u32) -> Result<DeviceOffer, String> {
-    let device = Device::find(driver, index)?;
+fn offer(driver: &dyn Driver, device: &Device) -> DeviceOffer {
     let handle = device.handle();
     let processes = driver.processes(handle, ProcessKind::Compute);
-    Ok(DeviceOffer {
+    DeviceOffer {
         device: device.describe(),
-        mig: driver.mig_enabled(handle).unwrap_or(false),
+        without_counter: device.without_counter(),
+        mig: driver.is_partitioned(handle).unwrap_or(false),
         processes: processes.map(|list| list.len()).map_err(Lack::from),
         utilisation: driver.process_samples(handle, 0).map(drop).map_err(Lack::from),
-    })
+    }
 }

@@ -12,26 +12,39 @@
 //!
 //! [`GpuWindow`]: crate::event::GpuWindow
 
+//!
+//! What there is to know about a GPU is asked through the narrow trait in `driver`, which NVML is the
+//! first to have. A driver is foreign code: what it says is checked, what it does not say is not
+//! zero, and whenever it hangs, only its own thread waits.
+
+mod calls;
 mod clock;
+mod counter;
 mod curve;
 mod device;
+mod driver;
 mod fault;
 pub mod inspect;
-mod latency;
 mod nvml;
 mod owner;
+mod plausible;
 mod poller;
-mod usage;
+mod sampling;
+mod shares;
+mod superchip;
 
 use std::path::PathBuf;
-use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
+use self::calls::Calls;
+use self::driver::Driver;
 use self::fault::OpenError;
-use self::latency::SharedLatencies;
-pub use self::owner::{Exit, Owners, PidOwner, Workloads};
+use self::nvml::Nvml;
+pub use self::owner::{PidOwner, Whose};
 use crate::base::error::Error;
+use crate::base::monotonic_ns;
 use crate::base::own::Quantiles;
 use crate::event::Event;
 use crate::event::sources::{GpuDevice, GpuEnergyKind, GpuEnergySource};
@@ -39,6 +52,12 @@ use crate::event::sources::{GpuDevice, GpuEnergyKind, GpuEnergySource};
 /// How long the driver may take to wake its devices up: without the persistence daemon, seconds.
 const PATIENCE: Duration = Duration::from_secs(5);
 const PATIENCE_IF_REQUIRED: Duration = Duration::from_secs(30);
+
+/// How long the driver may take to shut down.
+const SHUTDOWN: Duration = Duration::from_millis(500);
+
+/// How long a call may take before it is said that the driver hangs.
+const HANGS_NS: u64 = 10_000_000_000;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum GpuEnergyChoice {
@@ -67,9 +86,19 @@ pub struct GpuOptions {
 /// The poller's end of a running meter. Dropping it stops the poller without a last reading.
 #[derive(Debug)]
 pub struct GpuMeter {
-    events: Receiver<Event>,
+    words: Receiver<Word>,
     stop: Sender<Instant>,
-    latencies: SharedLatencies,
+    calls: Calls,
+    /// It was said that the driver hangs, and it still does.
+    hangs: AtomicBool,
+}
+
+/// What the poller says.
+#[derive(Debug)]
+enum Word {
+    Event(Event),
+    /// There is nothing to come.
+    End,
 }
 
 /// What is left when a meter has finished.
@@ -101,15 +130,27 @@ impl GpuMeter {
         options: GpuOptions,
         owner: impl PidOwner,
     ) -> Result<(Self, GpuEnergySource, Vec<String>), Error> {
-        let (event_in, events) = mpsc::channel();
+        Self::start_with(options, owner, |options, calls| {
+            let driver = Nvml::open(options.library.as_deref(), calls)?;
+            Ok(Box::new(driver) as Box<dyn Driver>)
+        })
+    }
+
+    /// The same, with a driver of the caller's. It is opened, used and closed in the poller's thread.
+    fn start_with(
+        options: GpuOptions,
+        owner: impl PidOwner,
+        open: impl FnOnce(&GpuOptions, Calls) -> Result<Box<dyn Driver>, OpenError> + Send + 'static,
+    ) -> Result<(Self, GpuEnergySource, Vec<String>), Error> {
+        let (word_in, words) = mpsc::channel();
         let (stop, stopped) = mpsc::channel();
         let (found, ready) = mpsc::sync_channel(1);
-        let latencies = SharedLatencies::default();
-        let meter = Self { events, stop, latencies: latencies.clone() };
+        let calls = Calls::default();
+        let meter = Self { words, stop, calls: calls.clone(), hangs: AtomicBool::new(false) };
         let theirs = options.clone();
         // If there is no thread to be had, `ready` is disconnected.
         let _ = std::thread::Builder::new().name("ecoprobe-nvml".into()).spawn(move || {
-            poller::run(&theirs, owner, latencies, &found, event_in, &stopped);
+            poller::run(&theirs, open(&theirs, calls), owner, &found, word_in, &stopped);
         });
         match wait(&options, &ready) {
             Ok(Found { devices, warnings }) => {
@@ -133,12 +174,14 @@ impl GpuMeter {
 
     /// Appends what was published since the last call. Never waits.
     pub fn drain(&self, out: &mut Vec<Event>) {
-        out.extend(self.events.try_iter());
-    }
-
-    /// How long calls into the driver have taken so far, by function.
-    pub fn call_latencies(&self) -> Vec<(&'static str, Quantiles)> {
-        self.latencies.lock().unwrap_or_else(PoisonError::into_inner).by_call()
+        out.extend(self.words.try_iter().filter_map(Word::event));
+        let began_ns = self.calls.under_way_ns();
+        let hangs = began_ns.is_some_and(|ns| monotonic_ns().saturating_sub(ns) >= HANGS_NS);
+        if self.hangs.swap(hangs, Ordering::Relaxed) != hangs && hangs {
+            let message = "the GPU driver has not answered for 10 seconds: until it does, GPU \
+                           readings are missing";
+            out.push(Event::Warning { message: message.into() });
+        }
     }
 
     /// Has every device read once more, so that the windows reach past the moment of the call, and
@@ -151,8 +194,9 @@ impl GpuMeter {
         let deadline = now + deadline;
         let mut events = Vec::new();
         loop {
-            match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(event) => events.push(event),
+            match self.words.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Word::Event(event)) => events.push(event),
+                Ok(Word::End) => break,
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
                     let message = "NVML did not answer in time: the last GPU readings are missing";
@@ -161,8 +205,19 @@ impl GpuMeter {
                 }
             }
         }
-        let latencies = self.latencies.lock().unwrap_or_else(PoisonError::into_inner);
-        GpuEnd { events, nvml_us: latencies.overall(), calls: latencies.by_call() }
+        // A driver that shuts down gets a moment, so that the program's end does not cut it off.
+        let rest = deadline.saturating_duration_since(Instant::now());
+        let _ = self.words.recv_timeout(rest.min(SHUTDOWN));
+        GpuEnd { events, nvml_us: self.calls.overall(), calls: self.calls.by_call() }
+    }
+}
+
+impl Word {
+    fn event(self) -> Option<Event> {
+        match self {
+            Self::Event(event) => Some(event),
+            Self::End => None,
+        }
     }
 }
 

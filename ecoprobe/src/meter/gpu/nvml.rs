@@ -1,107 +1,66 @@
-//! The driver: every call into the NVML library, and all `unsafe` of the GPU meter.
+//! NVML as a [`Driver`]: every call into the library, and all `unsafe` of the GPU meter.
 //!
-//! The calls go through the function table of `nvml-wrapper-sys`, not through the wrapper's own
-//! methods. Those trust the library: they allocate as many entries as it claims to have, and
-//! search the strings it fills for a NUL past the end of the buffer. A library named on the command
-//! line deserves no such trust.
+//! The calls go through the function table of `nvml-wrapper-sys`. `nvml-wrapper` itself is not used:
+//! its methods trust the library. They allocate as many entries as it claims to have, and search the
+//! strings it fills for a NUL past the end of the buffer. A library named on the command line
+//! deserves no such trust.
 
 #![allow(non_upper_case_globals, reason = "bindgen's names, in patterns")]
 
+mod code;
+mod library;
 mod mig;
+mod processes;
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ffi::{c_char, c_uint};
 use std::fmt;
-use std::mem::ManuallyDrop;
 use std::path::Path;
-use std::sync::PoisonError;
-use std::time::Instant;
 
-use nvml_wrapper::error::NvmlError;
 use nvml_wrapper_sys::bindings::*;
 
-use super::fault::{Fault, OpenError, Remedy};
-use super::latency::SharedLatencies;
+use self::code::fault;
+pub(super) use self::library::Library;
+use self::mig::Snapshot;
+use super::calls::Calls;
+use super::driver::{
+    Answer, Driver, Handle, InstanceUse, PowerScope, Process, ProcessKind, ProcessSample, Sample,
+    SampleKind, Timed,
+};
+use super::fault::{Fault, Kind, OpenError, Remedy};
 use crate::base::monotonic_ns;
-
-pub(super) use mig::Snapshot;
-
-/// What the dynamic loader looks for when no library is named.
-const SYSTEM_LIBRARY: &str = "libnvidia-ml.so.1";
 
 /// The most entries that a list of the driver may have. The largest real ones are the sample
 /// buffers, with a few hundred.
 const MOST_ENTRIES: usize = 1 << 16;
 const MOST_DEVICES: u32 = 1024;
 
-type Answer<T> = Result<T, Fault>;
+/// How many entries a list has room for at first. It may grow between two calls, so it is not asked
+/// for its size.
+const USUAL_ROOM: usize = 128;
 
-/// A device, or an instance of a MIG device. Only as good as the driver says: every call checks.
-#[derive(Clone, Copy)]
-pub(super) struct Handle(nvmlDevice_t);
-
-impl fmt::Debug for Handle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Handle({:p})", self.0)
-    }
-}
-
-/// A process with a context on a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Process {
-    pub(super) pid: u32,
-    /// Memory it holds there; `None` where the driver does not say.
-    pub(super) bytes: Option<u64>,
-}
-
-/// What one process did in one of the driver's sampling periods.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ProcessSample {
-    pub(super) pid: u32,
-    /// End of the period, CLOCK_REALTIME, microseconds.
-    pub(super) us: u64,
-    /// Share of the multiprocessors' time, percent.
-    pub(super) sm: u32,
-}
-
-/// One entry of the driver's sample buffers.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Sample {
-    /// CLOCK_REALTIME, microseconds.
-    pub(super) us: u64,
-    pub(super) value: f64,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(super) enum SampleKind {
-    /// Milliwatts.
-    Power,
-    /// Percent of the time.
-    Busy,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ProcessKind {
-    Compute,
-    Graphics,
-    /// Clients of a multi-process service.
-    Mps,
-}
+/// By device and place on it.
+type Snapshots = BTreeMap<(Handle, (u32, u32)), Snapshot>;
 
 /// An initialised NVML library.
-pub(super) struct Driver {
-    /// Never unloaded: drivers keep threads and exit handlers of their own.
-    lib: ManuallyDrop<NvmlLib>,
-    latencies: SharedLatencies,
+pub(super) struct Nvml {
+    lib: Library,
+    calls: Calls,
+    /// The last performance counters of each instance of a partitioned device.
+    snapshots: RefCell<Snapshots>,
 }
 
-impl fmt::Debug for Driver {
+impl fmt::Debug for Nvml {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Driver")
+        f.debug_struct("Nvml").field("lib", &self.lib).finish_non_exhaustive()
     }
 }
 
-impl Drop for Driver {
+impl Drop for Nvml {
     fn drop(&mut self) {
+        // What the library keeps for us, before the library itself.
+        self.snapshots.borrow_mut().clear();
         if let Ok(shutdown) = self.lib.nvmlShutdown.as_ref() {
             // SAFETY: initialised in `open`; no call follows, `self` is going away.
             unsafe { shutdown() };
@@ -109,31 +68,15 @@ impl Drop for Driver {
     }
 }
 
-impl Driver {
+impl Nvml {
     /// Loads and initialises NVML: tens of milliseconds, seconds where the driver has to wake the
     /// devices up first.
-    pub(super) fn open(path: Option<&Path>, latencies: SharedLatencies) -> Result<Self, OpenError> {
-        let file = path.unwrap_or(Path::new(SYSTEM_LIBRARY));
-        let shown = file.display();
-        // SAFETY: loading runs the library's initialisers; the user named it, or the system's
-        // loader vouches for it.
-        let lib = ManuallyDrop::new(unsafe { NvmlLib::new(file) }.map_err(|error| {
-            let message = format!("cannot load the NVML library {shown}: {error}");
-            OpenError::new(path.is_none(), message)
-        })?);
-        let needed = [
-            ("nvmlInit_v2", lib.nvmlInit_v2.is_ok()),
-            ("nvmlDeviceGetCount_v2", lib.nvmlDeviceGetCount_v2.is_ok()),
-            ("nvmlDeviceGetHandleByIndex_v2", lib.nvmlDeviceGetHandleByIndex_v2.is_ok()),
-            ("nvmlDeviceGetUUID", lib.nvmlDeviceGetUUID.is_ok()),
-        ];
-        if let Some((symbol, _)) = needed.iter().find(|(_, found)| !found) {
-            let message = format!("{shown} is not an NVML library that works: it lacks {symbol}");
-            return Err(OpenError::new(false, message));
-        }
-        let driver = Self { lib, latencies };
+    pub(super) fn open(path: Option<&Path>, calls: Calls) -> Result<Self, OpenError> {
+        let lib = Library::load(path)?;
+        let shown = lib.shown().to_owned();
+        let driver = Self { lib, calls, snapshots: RefCell::default() };
         driver.initialise().map_err(|fault| {
-            let absent = matches!(fault, Fault::Nvml(NvmlError::DriverNotLoaded));
+            let absent = fault.kind() == Some(Kind::NotLoaded);
             let message = format!("NVML ({shown}) does not start: {fault}");
             let error = OpenError::new(path.is_none() && absent, message);
             OpenError { mend: fault.mend_start().unwrap_or(error.mend), ..error }
@@ -146,8 +89,100 @@ impl Driver {
         self.call("nvmlInit_v2", &self.lib.nvmlInit_v2, |init| unsafe { init() })
     }
 
-    /// Optional functions that this library lacks, in words of what is lost without them.
-    pub(super) fn missing(&self) -> Vec<&'static str> {
+    /// Calls a function of the table, if it is there, and times it.
+    fn call<F: Copy, E>(
+        &self,
+        name: &'static str,
+        function: &Result<F, E>,
+        invoke: impl FnOnce(F) -> nvmlReturn_t,
+    ) -> Answer<()> {
+        match self.code(name, function, invoke)? {
+            nvmlReturn_enum_NVML_SUCCESS => Ok(()),
+            code => Err(fault(code)),
+        }
+    }
+
+    fn code<F: Copy, E>(
+        &self,
+        name: &'static str,
+        function: &Result<F, E>,
+        invoke: impl FnOnce(F) -> nvmlReturn_t,
+    ) -> Answer<nvmlReturn_t> {
+        let Ok(function) = function else { return Err(Fault::Missing) };
+        Ok(self.calls.time(name, || invoke(*function)))
+    }
+
+    /// A call that fills a list, with room for `room` entries and then for more, until the driver is
+    /// content. Returns how many it filled, which is no more than there was room for.
+    fn fill<F: Copy, E>(
+        &self,
+        name: &'static str,
+        function: &Result<F, E>,
+        mut fill: impl FnMut(F, usize, &mut c_uint) -> nvmlReturn_t,
+    ) -> Answer<usize> {
+        let mut room = USUAL_ROOM;
+        loop {
+            let mut count = room as c_uint;
+            let code = self.code(name, function, |function| fill(function, room, &mut count))?;
+            let claimed = count as usize;
+            match code {
+                nvmlReturn_enum_NVML_SUCCESS if claimed > room => {
+                    let claim = format!("{name} filled {claimed} entries in room for {room}");
+                    return Err(Fault::Nonsense(claim));
+                }
+                nvmlReturn_enum_NVML_SUCCESS => return Ok(claimed),
+                nvmlReturn_enum_NVML_ERROR_INSUFFICIENT_SIZE => {
+                    room = claimed.max(room).saturating_mul(2);
+                    if room > MOST_ENTRIES {
+                        let claim = format!("{name} wants room for {claimed} entries");
+                        return Err(Fault::Nonsense(claim));
+                    }
+                }
+                code => return Err(fault(code)),
+            }
+        }
+    }
+
+    fn list<F: Copy, E, T: Copy>(
+        &self,
+        name: &'static str,
+        function: &Result<F, E>,
+        empty: T,
+        mut fill: impl FnMut(F, *mut T, &mut c_uint) -> nvmlReturn_t,
+    ) -> Answer<Vec<T>> {
+        let mut buffer = Vec::new();
+        let count = self.fill(name, function, |function, room, count| {
+            buffer = vec![empty; room];
+            fill(function, buffer.as_mut_ptr(), count)
+        })?;
+        buffer.truncate(count);
+        Ok(buffer)
+    }
+
+    /// One field, if it is a number. Milliwatts, for those of power.
+    fn field(&self, device: Handle, id: u32, scope: u32) -> Answer<Timed<f64>> {
+        // SAFETY: plain integers and a union of numbers, for which zero is a value.
+        let mut field: nvmlFieldValue_t = unsafe { std::mem::zeroed() };
+        field.fieldId = id;
+        field.scopeId = scope;
+        let before = monotonic_ns();
+        let function = &self.lib.nvmlDeviceGetFieldValues;
+        // SAFETY: one entry passed, and one announced.
+        self.call("nvmlDeviceGetFieldValues", function, |get| unsafe {
+            get(raw(device), 1, &mut field)
+        })?;
+        let ns = middle(before);
+        if field.nvmlReturn != nvmlReturn_enum_NVML_SUCCESS {
+            return Err(fault(field.nvmlReturn));
+        }
+        let value = number(field.valueType, field.value)
+            .ok_or_else(|| Fault::Nonsense(format!("field {id} is of no known type")))?;
+        Ok(Timed { ns, value })
+    }
+}
+
+impl Driver for Nvml {
+    fn lacks(&self) -> Vec<&'static str> {
         let lib = &self.lib;
         let optional = [
             (
@@ -167,25 +202,11 @@ impl Driver {
         optional.into_iter().filter(|(found, _)| !found).map(|(_, what)| what).collect()
     }
 
-    /// Calls a function of the table, if it is there, and times it.
-    fn call<F: Copy, E>(
-        &self,
-        name: &'static str,
-        function: &Result<F, E>,
-        invoke: impl FnOnce(F) -> nvmlReturn_t,
-    ) -> Answer<()> {
-        let Ok(function) = function else { return Err(Fault::Missing) };
-        let start = Instant::now();
-        let code = invoke(*function);
-        let ns = start.elapsed().as_nanos() as u64;
-        self.latencies.lock().unwrap_or_else(PoisonError::into_inner).record(name, ns);
-        match code {
-            nvmlReturn_enum_NVML_SUCCESS => Ok(()),
-            code => Err(Fault::Nvml(code.into())),
-        }
+    fn reconnect(&self) -> Answer<()> {
+        self.initialise()
     }
 
-    pub(super) fn device_count(&self) -> Answer<u32> {
+    fn device_count(&self) -> Answer<u32> {
         let mut count: c_uint = 0;
         // SAFETY: writes one integer.
         self.call("nvmlDeviceGetCount_v2", &self.lib.nvmlDeviceGetCount_v2, |get| unsafe {
@@ -197,7 +218,7 @@ impl Driver {
         Ok(count)
     }
 
-    pub(super) fn device(&self, index: u32) -> Answer<Handle> {
+    fn device(&self, index: u32) -> Answer<Handle> {
         let mut handle: nvmlDevice_t = std::ptr::null_mut();
         let function = &self.lib.nvmlDeviceGetHandleByIndex_v2;
         // SAFETY: writes one pointer.
@@ -207,8 +228,9 @@ impl Driver {
         valid(handle)
     }
 
-    pub(super) fn device_by_uuid(&self, uuid: &str) -> Answer<Handle> {
-        let name = std::ffi::CString::new(uuid).map_err(|_| NvmlError::InvalidArg)?;
+    fn device_by_uuid(&self, uuid: &str) -> Answer<Handle> {
+        let name = std::ffi::CString::new(uuid)
+            .map_err(|_| Fault::Nonsense("a UUID that holds a NUL".into()))?;
         let mut handle: nvmlDevice_t = std::ptr::null_mut();
         let function = &self.lib.nvmlDeviceGetHandleByUUID;
         // SAFETY: `name` ends in NUL and outlives the call, which writes one pointer.
@@ -218,11 +240,11 @@ impl Driver {
         valid(handle)
     }
 
-    pub(super) fn uuid(&self, device: Handle) -> Answer<String> {
+    fn uuid(&self, device: Handle) -> Answer<String> {
         let mut buffer = [0; NVML_DEVICE_UUID_V2_BUFFER_SIZE as usize];
         // SAFETY: the length passed is the buffer's.
         self.call("nvmlDeviceGetUUID", &self.lib.nvmlDeviceGetUUID, |get| unsafe {
-            get(device.0, buffer.as_mut_ptr(), buffer.len() as c_uint)
+            get(raw(device), buffer.as_mut_ptr(), buffer.len() as c_uint)
         })?;
         match text(&buffer) {
             uuid if uuid.is_empty() => Err(Fault::Nonsense("a device without a UUID".into())),
@@ -230,83 +252,72 @@ impl Driver {
         }
     }
 
-    pub(super) fn name(&self, device: Handle) -> Answer<String> {
+    fn name(&self, device: Handle) -> Answer<String> {
         let mut buffer = [0; NVML_DEVICE_NAME_V2_BUFFER_SIZE as usize];
         // SAFETY: the length passed is the buffer's.
         self.call("nvmlDeviceGetName", &self.lib.nvmlDeviceGetName, |get| unsafe {
-            get(device.0, buffer.as_mut_ptr(), buffer.len() as c_uint)
+            get(raw(device), buffer.as_mut_ptr(), buffer.len() as c_uint)
         })?;
         Ok(text(&buffer))
     }
 
-    /// Energy since the driver was loaded, millijoules, and the middle of the call,
-    /// CLOCK_MONOTONIC nanoseconds. Volta and later.
-    pub(super) fn energy(&self, device: Handle) -> Answer<(u64, u64)> {
+    /// Since the driver was loaded. Volta and later.
+    fn energy(&self, device: Handle) -> Answer<Timed<u64>> {
         let mut millijoules = 0;
         let function = &self.lib.nvmlDeviceGetTotalEnergyConsumption;
         let before = monotonic_ns();
         // SAFETY: writes one integer.
         self.call("nvmlDeviceGetTotalEnergyConsumption", function, |get| unsafe {
-            get(device.0, &mut millijoules)
+            get(raw(device), &mut millijoules)
         })?;
         // NVML_VALUE_NOT_AVAILABLE, which is no energy.
         if millijoules == u64::MAX {
             return Err(Fault::Nonsense("an energy of all ones".into()));
         }
-        Ok((middle(before), millijoules))
+        Ok(Timed { ns: middle(before), value: millijoules })
     }
 
-    /// Power now, milliwatts, and the middle of the call.
-    pub(super) fn instant_power(&self, device: Handle) -> Answer<(u64, f64)> {
-        // SAFETY: plain integers and a union of numbers, for which zero is a value.
-        let mut field: nvmlFieldValue_t = unsafe { std::mem::zeroed() };
-        field.fieldId = field_id::NVML_FI_DEV_POWER_INSTANT;
-        let before = monotonic_ns();
-        let function = &self.lib.nvmlDeviceGetFieldValues;
-        // SAFETY: one entry passed, and one announced.
-        self.call("nvmlDeviceGetFieldValues", function, |get| unsafe {
-            get(device.0, 1, &mut field)
-        })?;
-        let ns = middle(before);
-        if field.nvmlReturn != nvmlReturn_enum_NVML_SUCCESS {
-            return Err(Fault::Nvml(field.nvmlReturn.into()));
-        }
-        let power = number(field.valueType, field.value)
-            .ok_or_else(|| Fault::Nonsense("a power of no known type".into()))?;
-        Ok((ns, power))
+    fn instant_power(&self, device: Handle, scope: PowerScope) -> Answer<Timed<f64>> {
+        let scope = match scope {
+            PowerScope::Gpu => NVML_POWER_SCOPE_GPU,
+            PowerScope::Module => NVML_POWER_SCOPE_MODULE,
+        };
+        self.field(device, field_id::NVML_FI_DEV_POWER_INSTANT, scope)
     }
 
-    /// Power, milliwatts, and the middle of the call. An average over a second on most parts since
-    /// Ampere; earlier, of the moment.
-    pub(super) fn average_power(&self, device: Handle) -> Answer<(u64, f64)> {
+    /// A mean over a second on most parts since Ampere; earlier, of the moment.
+    fn average_power(&self, device: Handle) -> Answer<Timed<f64>> {
         let mut milliwatts: c_uint = 0;
         let before = monotonic_ns();
         // SAFETY: writes one integer.
         self.call("nvmlDeviceGetPowerUsage", &self.lib.nvmlDeviceGetPowerUsage, |get| unsafe {
-            get(device.0, &mut milliwatts)
+            get(raw(device), &mut milliwatts)
         })?;
-        Ok((middle(before), f64::from(milliwatts)))
+        Ok(Timed { ns: middle(before), value: f64::from(milliwatts) })
     }
 
-    /// Percent of the driver's last sampling period (a sixth of a second to a second) in which a
-    /// kernel ran.
-    pub(super) fn busy(&self, device: Handle) -> Answer<u32> {
+    fn most_power(&self, device: Handle) -> Answer<f64> {
+        let (mut least, mut most): (c_uint, c_uint) = (0, 0);
+        let function = &self.lib.nvmlDeviceGetPowerManagementLimitConstraints;
+        // SAFETY: writes two integers.
+        self.call("nvmlDeviceGetPowerManagementLimitConstraints", function, |get| unsafe {
+            get(raw(device), &mut least, &mut most)
+        })?;
+        Ok(f64::from(most) * 1e-3)
+    }
+
+    /// Of the last sampling period: a sixth of a second to a second.
+    fn busy(&self, device: Handle) -> Answer<u32> {
         let mut rates = nvmlUtilization_t { gpu: 0, memory: 0 };
         let function = &self.lib.nvmlDeviceGetUtilizationRates;
         // SAFETY: writes one structure of that type.
         self.call("nvmlDeviceGetUtilizationRates", function, |get| unsafe {
-            get(device.0, &mut rates)
+            get(raw(device), &mut rates)
         })?;
         Ok(rates.gpu.min(100))
     }
 
-    /// What the driver's sample buffer holds that is newer than `since_us`.
-    pub(super) fn samples(
-        &self,
-        device: Handle,
-        kind: SampleKind,
-        since_us: u64,
-    ) -> Answer<Vec<Sample>> {
+    fn samples(&self, device: Handle, kind: SampleKind, since_us: u64) -> Answer<Vec<Sample>> {
         let (name, id) = match kind {
             SampleKind::Power => {
                 ("nvmlDeviceGetSamples/power", nvmlSamplingType_enum_NVML_TOTAL_POWER_SAMPLES)
@@ -318,11 +329,11 @@ impl Driver {
         let mut value_type = nvmlValueType_enum_NVML_VALUE_TYPE_COUNT;
         let empty = nvmlSample_t { timeStamp: 0, sampleValue: nvmlValue_t { ullVal: 0 } };
         let function = &self.lib.nvmlDeviceGetSamples;
-        let raw = self.list(name, function, empty, |get, buffer, count| {
+        let list = self.list(name, function, empty, |get, buffer, count| {
             // SAFETY: `buffer` has room for `*count` entries.
-            unsafe { get(device.0, id, since_us, &mut value_type, count, buffer) }
+            unsafe { get(raw(device), id, since_us, &mut value_type, count, buffer) }
         })?;
-        let readable = raw.into_iter().filter(|sample| sample.timeStamp > since_us);
+        let readable = list.into_iter().filter(|sample| sample.timeStamp > since_us);
         Ok(readable
             .filter_map(|sample| {
                 let value = number(value_type, sample.sampleValue)?;
@@ -331,8 +342,7 @@ impl Driver {
             .collect())
     }
 
-    /// Processes with a context of that kind on a device or MIG instance.
-    pub(super) fn processes(&self, device: Handle, kind: ProcessKind) -> Answer<Vec<Process>> {
+    fn processes(&self, device: Handle, kind: ProcessKind) -> Answer<Vec<Process>> {
         // Drivers before 510 know only the second version, whose entries are the same.
         let lib = &self.lib;
         let (name, function) = match kind {
@@ -355,26 +365,18 @@ impl Driver {
                     .or(lib.nvmlDeviceGetMPSComputeRunningProcesses_v2.as_ref()),
             ),
         };
-        let empty =
-            nvmlProcessInfo_t { pid: 0, usedGpuMemory: 0, gpuInstanceId: 0, computeInstanceId: 0 };
-        let raw = self.list(name, &function, empty, |get, buffer, count| {
+        let mut buffer = processes::Buffer::new(0);
+        let count = self.fill(name, &function, |get, room, count| {
+            buffer = processes::Buffer::new(room);
             // SAFETY: `buffer` has room for `*count` entries.
-            unsafe { get(device.0, count, buffer) }
+            unsafe { get(raw(device), count, buffer.as_mut_ptr()) }
         })?;
-        // NVML_VALUE_NOT_AVAILABLE is all ones.
-        let known = |bytes| (bytes != u64::MAX).then_some(bytes);
-        let processes = raw.into_iter().filter(|process| process.pid != 0);
-        Ok(processes
-            .map(|process| Process { pid: process.pid, bytes: known(process.usedGpuMemory) })
-            .collect())
+        buffer.read(count).ok_or_else(|| {
+            Fault::Nonsense(format!("{name} gives a list of {count} in which no pid can be right"))
+        })
     }
 
-    /// Utilisation by process, newer than `since_us`; empty where nobody ran.
-    pub(super) fn process_samples(
-        &self,
-        device: Handle,
-        since_us: u64,
-    ) -> Answer<Vec<ProcessSample>> {
+    fn process_samples(&self, device: Handle, since_us: u64) -> Answer<Vec<ProcessSample>> {
         let empty = nvmlProcessUtilizationSample_t {
             pid: 0,
             timeStamp: 0,
@@ -385,15 +387,15 @@ impl Driver {
         };
         let function = &self.lib.nvmlDeviceGetProcessUtilization;
         let name = "nvmlDeviceGetProcessUtilization";
-        let raw = match self.list(name, function, empty, |get, buffer, count| {
+        let list = match self.list(name, function, empty, |get, buffer, count| {
             // SAFETY: `buffer` has room for `*count` entries.
-            unsafe { get(device.0, buffer, count, since_us) }
+            unsafe { get(raw(device), buffer, count, since_us) }
         }) {
             Err(fault) if fault.remedy() == Remedy::Nothing => Vec::new(),
             answer => answer?,
         };
         // Drivers have been seen to leave entries unfilled, and to give percentages in the billions.
-        let readable = raw.into_iter().filter(|sample| {
+        let readable = list.into_iter().filter(|sample| {
             sample.pid != 0 && sample.timeStamp > since_us && sample.smUtil <= 100
         });
         Ok(readable
@@ -405,49 +407,37 @@ impl Driver {
             .collect())
     }
 
-    /// A call that fills a list. The list may have grown since it was sized, so nothing is asked
-    /// twice: the room is generous, and grows when the driver says that it did not do.
-    fn list<F: Copy, E, T: Copy>(
-        &self,
-        name: &'static str,
-        function: &Result<F, E>,
-        empty: T,
-        mut fill: impl FnMut(F, *mut T, &mut c_uint) -> nvmlReturn_t,
-    ) -> Answer<Vec<T>> {
-        let mut room = 128;
-        loop {
-            let mut buffer = vec![empty; room];
-            let mut count = room as c_uint;
-            let answer = self
-                .call(name, function, |function| fill(function, buffer.as_mut_ptr(), &mut count));
-            let claimed = count as usize;
-            match answer {
-                Ok(()) if claimed > room => {
-                    let claim = format!("{name} filled {claimed} entries in room for {room}");
-                    return Err(Fault::Nonsense(claim));
-                }
-                Ok(()) => {
-                    buffer.truncate(claimed);
-                    return Ok(buffer);
-                }
-                Err(Fault::Nvml(NvmlError::InsufficientSize(_))) => {
-                    room = claimed.max(room) * 2;
-                    if room > MOST_ENTRIES {
-                        let claim = format!("{name} wants room for {claimed} entries");
-                        return Err(Fault::Nonsense(claim));
-                    }
-                }
-                Err(fault) => return Err(fault),
-            }
-        }
+    fn is_partitioned(&self, device: Handle) -> Answer<bool> {
+        self.mig_enabled(device)
     }
+
+    fn instances(&self, device: Handle) -> Answer<Vec<Handle>> {
+        self.mig_instances(device)
+    }
+
+    fn slices(&self, instance: Handle) -> Answer<u32> {
+        self.mig_slices(instance)
+    }
+
+    fn instance_use(&self, device: Handle, instance: Handle) -> Answer<InstanceUse> {
+        let snapshot = self.snapshot(device, instance)?;
+        let place = snapshot.place;
+        let before = self.snapshots.borrow_mut().remove(&(device, place));
+        let busy = before.map(|before| self.busy_between(&before, &snapshot)).transpose();
+        self.snapshots.borrow_mut().insert((device, place), snapshot);
+        Ok(InstanceUse { place, busy: busy? })
+    }
+}
+
+fn raw(handle: Handle) -> nvmlDevice_t {
+    std::ptr::with_exposed_provenance_mut(handle.0)
 }
 
 fn valid(handle: nvmlDevice_t) -> Answer<Handle> {
     if handle.is_null() {
         return Err(Fault::Nonsense("a device handle that is null".into()));
     }
-    Ok(Handle(handle))
+    Ok(Handle(handle.expose_provenance()))
 }
 
 fn middle(before: u64) -> u64 {
@@ -503,7 +493,7 @@ mod tests {
     fn a_file_that_is_no_library_is_a_sentence() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "not an object").unwrap();
-        let error = Driver::open(Some(file.path()), SharedLatencies::default()).unwrap_err();
+        let error = Nvml::open(Some(file.path()), Calls::default()).unwrap_err();
         assert!(error.message.contains("cannot load the NVML library"), "{}", error.message);
         assert!(!error.absent);
     }

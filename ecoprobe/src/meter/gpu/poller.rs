@@ -1,15 +1,15 @@
 //! The thread that asks the driver: energy and power of every device often, who uses it rarely.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::time::{Duration, Instant};
 
 use super::device::Device;
+use super::device::FIRST_MOVE_WITHIN;
+use super::driver::Driver;
 use super::fault::OpenError;
-use super::latency::SharedLatencies;
-use super::nvml::Driver;
-use super::owner::PidOwner;
-use super::{Found, GpuOptions};
+use super::owner::{History, Owner, PidOwner, Present, Whose};
+use super::{Found, GpuOptions, Word};
 use crate::base::monotonic_ns;
 use crate::event::Event;
 
@@ -21,18 +21,22 @@ pub(super) const LOOK_AT_MOST: Duration = Duration::from_millis(250);
 /// What every device needs to be read.
 #[derive(Debug)]
 pub(super) struct Context<O> {
-    pub(super) driver: Driver,
+    pub(super) driver: Box<dyn Driver>,
     pub(super) owner: O,
     /// The driver's pids mean something here.
     pub(super) host_pids: bool,
-    pub(super) events: Sender<Event>,
+    words: Sender<Word>,
     said: BTreeSet<String>,
 }
 
 impl<O> Context<O> {
+    pub(super) fn new(driver: Box<dyn Driver>, owner: O, words: Sender<Word>) -> Self {
+        Self { driver, owner, host_pids: true, words, said: BTreeSet::new() }
+    }
+
     pub(super) fn publish(&self, event: Event) {
         // Nobody listens any more: then nobody misses it.
-        let _ = self.events.send(event);
+        let _ = self.words.send(Word::Event(event));
     }
 
     pub(super) fn warn(&self, message: String) {
@@ -44,6 +48,41 @@ impl<O> Context<O> {
         if self.said.insert(topic) {
             self.warn(message());
         }
+    }
+}
+
+impl<O: PidOwner> Context<O> {
+    /// Whose a process is now.
+    pub(super) fn present(&mut self, pid: u32) -> Present {
+        match self.owner.living(pid) {
+            Whose::User(user) => Present::User(user),
+            Whose::Gone => Present::Gone,
+            Whose::Unknown(why) => {
+                // One for all: there may be thousands of them.
+                self.warn_once("owner".into(), || {
+                    format!(
+                        "whose process {pid} is, which uses a GPU, cannot be told: {why}; the \
+                         energy of such processes is unattributed"
+                    )
+                });
+                Present::Unknown
+            }
+        }
+    }
+
+    /// Who had a pid at that instant; `owners` notes who has it now.
+    pub(super) fn owner_at(
+        &mut self,
+        pid: u32,
+        at_ns: u64,
+        owners: &mut BTreeMap<u32, Present>,
+    ) -> Owner {
+        // In this order: one that exits in between is in the second answer.
+        let present = self.present(pid);
+        let exited = self.owner.exited(pid);
+        let owner = History { present, exited }.owner_at(at_ns);
+        owners.insert(pid, owner.map_or(present, Present::User));
+        owner
     }
 }
 
@@ -59,26 +98,54 @@ impl<O> Drop for Context<O> {
 /// The body of the thread.
 pub(super) fn run<O: PidOwner>(
     options: &GpuOptions,
+    driver: Result<Box<dyn Driver>, OpenError>,
     owner: O,
-    latencies: SharedLatencies,
     found: &SyncSender<Result<Found, OpenError>>,
-    events: Sender<Event>,
+    words: Sender<Word>,
     stopped: &Receiver<Instant>,
 ) {
-    let driver = match Driver::open(options.library.as_deref(), latencies) {
-        Ok(driver) => driver,
+    let opened = driver.and_then(|driver| {
+        let mut context = Context::new(driver, owner, words.clone());
+        let opened = open_devices(&mut context, options)?;
+        Ok((context, opened))
+    });
+    let (context, Opened { devices, failed, mut warnings }) = match opened {
+        Ok(opened) => opened,
         Err(error) => {
             let _ = found.send(Err(error));
             return;
         }
     };
-    let mut warnings = Vec::new();
-    let missing = driver.missing();
-    if !missing.is_empty() {
-        warnings.push(format!("this NVML library lacks {}", missing.join(" and ")));
+    warnings.extend(failed.into_iter().map(|(_, problem)| problem));
+    let listed: Vec<_> = devices.iter().map(Device::describe).collect();
+    let empty = devices.is_empty();
+    let poller = Poller { context, devices, stopped };
+    if found.send(Ok(Found { devices: listed, warnings })).is_ok() && !empty {
+        poller.run(options, &words);
     }
-    let host_pids = owner.sees_host_pids();
-    if !host_pids {
+}
+
+/// The devices that can be measured, and what there is to say about these and the others.
+pub(super) struct Opened {
+    pub(super) devices: Vec<Device>,
+    /// Those that cannot be measured, by index, and why.
+    pub(super) failed: Vec<(u32, String)>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Finds the devices and looks at their counters until each is known to count: what is measured from
+/// then on begins within the first window.
+pub(super) fn open_devices<O: PidOwner>(
+    context: &mut Context<O>,
+    options: &GpuOptions,
+) -> Result<Opened, OpenError> {
+    let mut warnings = Vec::new();
+    let lacks = context.driver.lacks();
+    if !lacks.is_empty() {
+        warnings.push(format!("this NVML library lacks {}", lacks.join(" and ")));
+    }
+    context.host_pids = context.owner.sees_host_pids();
+    if !context.host_pids {
         warnings.push(
             "GPU energy cannot be billed: the driver gives pids of the host, and this process \
              sees those of a container; run it in the host's pid namespace, or give it the host's \
@@ -86,34 +153,41 @@ pub(super) fn run<O: PidOwner>(
                 .into(),
         );
     }
-    let count = match driver.device_count() {
-        Ok(count) => count,
-        Err(fault) => {
-            let message = format!("NVML cannot count its devices: {fault}");
-            let _ = found.send(Err(OpenError::new(false, message)));
-            return;
-        }
-    };
+    let count = context.driver.device_count().map_err(|fault| {
+        OpenError::new(false, format!("NVML cannot count its devices: {fault}"))
+    })?;
     let mut devices: Vec<Device> = Vec::new();
+    let mut failed = Vec::new();
     for index in 0..count {
-        match Device::find(&driver, index) {
+        match Device::find(&*context.driver, index) {
             Ok(device) if devices.iter().any(|known| known.uuid() == device.uuid()) => {
                 warnings.push(format!("NVML lists GPU {} twice", device.uuid()));
             }
             Ok(device) => devices.push(device),
-            Err(problem) => warnings.push(problem),
+            Err(problem) => failed.push((index, problem)),
         }
     }
+    prime(context, &mut devices);
     warnings.extend(devices.iter().filter_map(|device| device.stand_in(options.interval)));
-    let listed = devices.iter().map(Device::describe).collect();
-    let context = Context { driver, owner, host_pids, events, said: BTreeSet::new() };
-    let mut poller = Poller { context, devices, stopped };
-    // Before anybody is told: what is measured from then on begins within the first window.
-    poller.prime();
-    let empty = poller.devices.is_empty();
-    if found.send(Ok(Found { devices: listed, warnings })).is_ok() && !empty {
-        poller.run(options);
+    Ok(Opened { devices, failed, warnings })
+}
+
+/// Watches the counters closely until each has moved twice: the first time is where the first window
+/// begins, and both together tell how fast the counter refreshes. One that has not moved at all is
+/// waited for a little longer, and then given up if the device draws power meanwhile.
+fn prime<O: PidOwner>(context: &mut Context<O>, devices: &mut [Device]) {
+    let start = Instant::now();
+    loop {
+        let elapsed = start.elapsed();
+        for device in &mut *devices {
+            device.prime(context, elapsed);
+        }
+        if elapsed >= FIRST_MOVE_WITHIN || devices.iter().all(|device| device.primed(elapsed)) {
+            break;
+        }
+        std::thread::sleep(CLOSE_LOOK);
     }
+    devices.iter_mut().for_each(Device::judge_first_look);
 }
 
 /// Whether to go on, and if not, until when there is time to finish.
@@ -126,17 +200,18 @@ enum Order {
 }
 
 struct Poller<'a, O> {
-    // Before the driver in `context`, so that what they keep in it is dropped before it is shut down.
     devices: Vec<Device>,
     context: Context<O>,
     stopped: &'a Receiver<Instant>,
 }
 
 impl<O: PidOwner> Poller<'_, O> {
-    fn run(mut self, options: &GpuOptions) {
+    fn run(mut self, options: &GpuOptions, words: &Sender<Word>) {
         if let Order::Finish(deadline) = self.rounds(options) {
             self.close(deadline);
         }
+        // Before the driver is shut down, which may take its time or never come back.
+        let _ = words.send(Word::End);
     }
 
     fn wait(&self, time: Duration) -> Order {
@@ -144,21 +219,6 @@ impl<O: PidOwner> Poller<'_, O> {
             Ok(deadline) => Order::Finish(deadline),
             Err(RecvTimeoutError::Timeout) => Order::Continue,
             Err(RecvTimeoutError::Disconnected) => Order::Quit,
-        }
-    }
-
-    /// Watches the counters closely until each has moved twice: the first time is where the first
-    /// window begins, and both together tell how fast the counter refreshes.
-    fn prime(&mut self) {
-        let end = Instant::now() + LOOK_AT_MOST;
-        loop {
-            for device in &mut self.devices {
-                device.prime(&mut self.context);
-            }
-            if Instant::now() >= end || self.devices.iter().all(Device::primed) {
-                break;
-            }
-            std::thread::sleep(CLOSE_LOOK);
         }
     }
 

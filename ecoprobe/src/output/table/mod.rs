@@ -17,6 +17,7 @@ use super::target::Document;
 use super::{Output, dumb_terminal};
 use crate::event::Header;
 use crate::event::sources::CpuEnergyKind;
+use crate::host::stdout;
 use crate::view::report::{Report, WindowReport};
 
 /// Up to here a summary on a screen lists every workload; a file or a pipe gets them all.
@@ -116,6 +117,6 @@ pub(super) fn plain(report: &Report) -> String {
 
 /// Columns and rows of the terminal.
 fn screen_size() -> (usize, usize) {
-    let size = terminal_size::terminal_size();
+    let size = terminal_size::terminal_size_of(stdout::real());
     size.map_or((80, 24), |(width, height)| (width.0.max(20).into(), height.0.max(8).into()))
 }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::{Device, Instance, Question};
+use super::{Busy, Device, Question};
 use crate::base::monotonic_ns;
 use crate::meter::gpu::clock::Clock;
-use crate::meter::gpu::nvml::{Process, ProcessKind};
-use crate::meter::gpu::owner::{History, PidOwner};
+use crate::meter::gpu::driver::{Process, ProcessKind, SampleKind};
+use crate::meter::gpu::owner::{History, Owner, PidOwner, Present};
 use crate::meter::gpu::poller::Context;
-use crate::meter::gpu::usage::{Census, Owner};
+use crate::meter::gpu::shares::{Census, parts_by_memory};
 
 impl Device {
     pub(super) fn take_census<O: PidOwner>(&mut self, context: &mut Context<O>) -> Census {
@@ -19,7 +19,7 @@ impl Device {
             return Census::default();
         }
         let handle = self.handle;
-        let mig = self.ask(Question::Mig, context, |driver| driver.mig_enabled(handle));
+        let mig = self.ask(Question::Partitions, context, |driver| driver.is_partitioned(handle));
         if self.state.census.mig != (mig == Some(true)) {
             // What it cannot tell while it is partitioned, it can afterwards.
             self.declined.remove(&Question::Utilisation);
@@ -46,7 +46,8 @@ impl Device {
         // has its pid now; but the pid may have changed hands since.
         let history = |pid| {
             let known = owners.get(&pid).or_else(|| before.get(&pid)).copied();
-            let present = known.unwrap_or_else(|| context.owner.living(pid));
+            // In this order: one that exits in between is in the second answer.
+            let present = known.unwrap_or_else(|| context.present(pid));
             History { present, exited: context.owner.exited(pid) }
         };
         let mono_ns = |us| clock.mono_ns(us);
@@ -58,11 +59,11 @@ impl Device {
     fn plain_census<O: PidOwner>(
         &mut self,
         context: &mut Context<O>,
-        owners: &mut BTreeMap<u32, Owner>,
+        owners: &mut BTreeMap<u32, Present>,
     ) -> Census {
         let handle = self.handle;
         let mut census = Census::default();
-        let mut processes: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut processes: BTreeMap<u32, Option<u64>> = BTreeMap::new();
         for (question, kind) in [
             (Question::Processes, ProcessKind::Compute),
             (Question::Graphics, ProcessKind::Graphics),
@@ -76,14 +77,12 @@ impl Device {
             // A process that computes and draws is in two lists, with the same memory.
             for Process { pid, bytes } in list {
                 let most = processes.entry(pid).or_default();
-                *most = bytes.unwrap_or(0).max(*most);
+                *most = bytes.max(*most);
             }
         }
         for (pid, bytes) in processes {
-            let owner = context.owner.slot_of(pid, self.state.polled_ns);
-            owners.insert(pid, owner);
-            let holding = census.holders.entry(owner).or_default();
-            holding.bytes = holding.bytes.saturating_add(bytes);
+            let owner = context.owner_at(pid, self.state.polled_ns, owners);
+            census.holders.entry(owner).or_default().add(bytes, 0.0);
         }
         census
     }
@@ -94,10 +93,10 @@ impl Device {
         &mut self,
         context: &mut Context<O>,
         polled: (u64, u64),
-        owners: &mut BTreeMap<u32, Owner>,
+        owners: &mut BTreeMap<u32, Present>,
     ) -> Census {
         let mut census = Census { mig: true, ..Census::default() };
-        let handles = match context.driver.mig_instances(self.handle) {
+        let handles = match context.driver.instances(self.handle) {
             Ok(handles) => handles,
             Err(fault) => {
                 self.tell(context, "its MIG instances", &fault);
@@ -105,7 +104,7 @@ impl Device {
             }
         };
         census.known = true;
-        let mut before = std::mem::take(&mut self.state.instances);
+        let mut before = std::mem::take(&mut self.state.tenants);
         let mut instances = BTreeMap::new();
         let mut used = Vec::new();
         for handle in handles {
@@ -119,38 +118,34 @@ impl Device {
                     continue;
                 }
             };
-            let mut tenants = Vec::new();
-            let bytes: u64 = list.iter().filter_map(|process| process.bytes).sum();
-            for process in &list {
-                let share = match process.bytes {
-                    _ if bytes == 0 => 1.0 / list.len() as f64,
-                    own => own.unwrap_or(0) as f64 / bytes as f64,
-                };
-                let owner = context.owner.slot_of(process.pid, polled.1);
-                owners.insert(process.pid, owner);
+            let mut tenants: Vec<(Owner, f64)> = Vec::new();
+            let bytes: Vec<Option<u64>> = list.iter().map(|process| process.bytes).collect();
+            let parts = parts_by_memory(&bytes);
+            let all: f64 = parts.iter().sum();
+            if bytes.len() > 1 && bytes.contains(&None) {
+                self.warn_memory_untold(context);
+            }
+            for (process, part) in list.iter().zip(parts) {
+                let share = part / all;
+                let owner = context.owner_at(process.pid, polled.1, owners);
                 tenants.push((owner, share));
-                let holding = census.holders.entry(owner).or_default();
-                holding.bytes = holding.bytes.saturating_add(process.bytes.unwrap_or(0));
-                holding.slices += slices * share;
+                census.holders.entry(owner).or_default().add(process.bytes, slices * share);
             }
             let device = self.handle;
-            let snapshot =
-                self.ask(Question::InstanceUse, context, |driver| driver.snapshot(device, handle));
-            let Some(snapshot) = snapshot else {
+            let Some(instance) = self
+                .ask(Question::InstanceUse, context, |driver| driver.instance_use(device, handle))
+            else {
                 used.push(None);
                 continue;
             };
-            used.push(before.remove(&snapshot.place).and_then(|before| {
-                let busy = self.ask(Question::InstanceUse, context, |driver| {
-                    driver.busy_between(&before.snapshot, &snapshot)
-                })?;
-                // Who has left is billed for what ran since.
-                let users = if tenants.is_empty() { before.tenants } else { tenants.clone() };
-                Some((slices * busy, users))
-            }));
-            instances.insert(snapshot.place, Instance { snapshot, tenants });
+            // Who has left is billed for what ran since.
+            let users = before
+                .remove(&instance.place)
+                .map(|before| if tenants.is_empty() { before } else { tenants.clone() });
+            used.push(users.zip(instance.busy).map(|(users, busy)| (slices * busy, users)));
+            instances.insert(instance.place, tenants);
         }
-        self.state.instances = instances;
+        self.state.tenants = instances;
         // All or none: an instance of unknown utilisation cannot be weighed against a known one.
         if let Some(used) = used.into_iter().collect::<Option<Vec<_>>>() {
             for (slices, users) in used {
@@ -160,5 +155,32 @@ impl Device {
             }
         }
         census
+    }
+
+    fn read_busy<O: PidOwner>(&mut self, context: &mut Context<O>, polled: (u64, u64)) {
+        let (handle, since) = (self.handle, Clock::now().not_ahead(self.state.busy_since_us));
+        self.state.busy_since_us = since;
+        let samples = self.ask(Question::BusySamples, context, |driver| {
+            driver.samples(handle, SampleKind::Busy, since)
+        });
+        if let Some(samples) = samples {
+            let clock = Clock::now();
+            for sample in samples {
+                let to = clock.mono_ns(sample.us).min(polled.1);
+                let from = match self.state.busy_since_us {
+                    0 => to,
+                    before => clock.mono_ns(before),
+                };
+                self.state.busy_since_us = self.state.busy_since_us.max(sample.us);
+                self.state.busy.add(Busy::Busy, from, to, sample.value.min(100.0) / 100.0);
+                self.state.busy.add(Busy::Known, from, to, 1.0);
+            }
+        } else if self.declined.contains(&Question::BusySamples)
+            && let Some(percent) =
+                self.ask(Question::BusyNow, context, |driver| driver.busy(handle))
+        {
+            self.state.busy.add(Busy::Busy, polled.0, polled.1, f64::from(percent) / 100.0);
+            self.state.busy.add(Busy::Known, polled.0, polled.1, 1.0);
+        }
     }
 }

@@ -5,16 +5,18 @@ use std::fmt;
 
 use nvml_wrapper_sys::bindings::*;
 
-use super::{Answer, Driver, Handle, valid};
+use super::code::fault;
+use super::{Nvml, raw, valid};
+use crate::meter::gpu::driver::{Answer, Handle};
 use crate::meter::gpu::fault::{Fault, Remedy};
 
 /// Seven on today's hardware.
 const MOST_MIG_INSTANCES: u32 = 64;
 
 /// Performance counters of a MIG instance at one instant, in the driver's keeping.
-pub(in crate::meter::gpu) struct Snapshot {
+pub(super) struct Snapshot {
     /// GPU instance and compute instance: which one it is of.
-    pub(in crate::meter::gpu) place: (u32, u32),
+    pub(super) place: (u32, u32),
     sample: nvmlGpmSample_t,
     free: Option<unsafe extern "C" fn(nvmlGpmSample_t) -> nvmlReturn_t>,
 }
@@ -34,23 +36,23 @@ impl Drop for Snapshot {
     }
 }
 
-impl Driver {
-    pub(in crate::meter::gpu) fn mig_enabled(&self, device: Handle) -> Answer<bool> {
+impl Nvml {
+    pub(super) fn mig_enabled(&self, device: Handle) -> Answer<bool> {
         let (mut current, mut pending): (c_uint, c_uint) = (0, 0);
         // SAFETY: writes two integers.
         self.call("nvmlDeviceGetMigMode", &self.lib.nvmlDeviceGetMigMode, |get| unsafe {
-            get(device.0, &mut current, &mut pending)
+            get(raw(device), &mut current, &mut pending)
         })?;
         Ok(current == NVML_DEVICE_MIG_ENABLE)
     }
 
     /// The instances that a MIG device is cut into.
-    pub(in crate::meter::gpu) fn mig_instances(&self, device: Handle) -> Answer<Vec<Handle>> {
+    pub(super) fn mig_instances(&self, device: Handle) -> Answer<Vec<Handle>> {
         let mut most: c_uint = 0;
         let function = &self.lib.nvmlDeviceGetMaxMigDeviceCount;
         // SAFETY: writes one integer.
         self.call("nvmlDeviceGetMaxMigDeviceCount", function, |get| unsafe {
-            get(device.0, &mut most)
+            get(raw(device), &mut most)
         })?;
         if most > MOST_MIG_INSTANCES {
             return Err(Fault::Nonsense(format!("it claims {most} MIG instances")));
@@ -61,7 +63,7 @@ impl Driver {
             let function = &self.lib.nvmlDeviceGetMigDeviceHandleByIndex;
             // SAFETY: writes one pointer.
             match self.call("nvmlDeviceGetMigDeviceHandleByIndex", function, |get| unsafe {
-                get(device.0, index, &mut handle)
+                get(raw(device), index, &mut handle)
             }) {
                 Ok(()) => instances.push(valid(handle)?),
                 Err(fault) if fault.remedy() == Remedy::Nothing => {}
@@ -72,13 +74,13 @@ impl Driver {
     }
 
     /// How many compute slices of its parent a MIG instance has.
-    pub(in crate::meter::gpu) fn slices(&self, instance: Handle) -> Answer<u32> {
+    pub(super) fn mig_slices(&self, instance: Handle) -> Answer<u32> {
         // SAFETY: plain integers, for which zero is a value.
         let mut attributes: nvmlDeviceAttributes_t = unsafe { std::mem::zeroed() };
         let function = &self.lib.nvmlDeviceGetAttributes_v2;
         // SAFETY: writes one structure of that type.
         self.call("nvmlDeviceGetAttributes_v2", function, |get| unsafe {
-            get(instance.0, &mut attributes)
+            get(raw(instance), &mut attributes)
         })?;
         match attributes.computeInstanceSliceCount {
             slices @ 1..=MOST_MIG_INSTANCES => Ok(slices),
@@ -87,21 +89,17 @@ impl Driver {
     }
 
     /// Reads the performance counters of a MIG instance; Hopper and later.
-    pub(in crate::meter::gpu) fn snapshot(
-        &self,
-        device: Handle,
-        instance: Handle,
-    ) -> Answer<Snapshot> {
+    pub(super) fn snapshot(&self, device: Handle, instance: Handle) -> Answer<Snapshot> {
         let mut place: (c_uint, c_uint) = (0, 0);
         let function = &self.lib.nvmlDeviceGetGpuInstanceId;
         // SAFETY: writes one integer.
         self.call("nvmlDeviceGetGpuInstanceId", function, |get| unsafe {
-            get(instance.0, &mut place.0)
+            get(raw(instance), &mut place.0)
         })?;
         let function = &self.lib.nvmlDeviceGetComputeInstanceId;
         // SAFETY: writes one integer.
         self.call("nvmlDeviceGetComputeInstanceId", function, |get| unsafe {
-            get(instance.0, &mut place.1)
+            get(raw(instance), &mut place.1)
         })?;
         let mut sample: nvmlGpmSample_t = std::ptr::null_mut();
         let function = &self.lib.nvmlGpmSampleAlloc;
@@ -115,17 +113,13 @@ impl Driver {
         let function = &self.lib.nvmlGpmMigSampleGet;
         // SAFETY: the sample was allocated by the same library, and is not freed yet.
         self.call("nvmlGpmMigSampleGet", function, |get| unsafe {
-            get(device.0, place.0, snapshot.sample)
+            get(raw(device), place.0, snapshot.sample)
         })?;
         Ok(snapshot)
     }
 
     /// Mean share of an instance's multiprocessors that was busy between two snapshots, 0 to 1.
-    pub(in crate::meter::gpu) fn busy_between(
-        &self,
-        from: &Snapshot,
-        to: &Snapshot,
-    ) -> Answer<f64> {
+    pub(super) fn busy_between(&self, from: &Snapshot, to: &Snapshot) -> Answer<f64> {
         // SAFETY: integers, numbers and pointers that the driver sets, for which zero is a value.
         let mut get: nvmlGpmMetricsGet_t = unsafe { std::mem::zeroed() };
         get.version = NVML_GPM_METRICS_GET_VERSION;
@@ -146,7 +140,7 @@ impl Driver {
             nvmlReturn_enum_NVML_SUCCESS => {
                 Err(Fault::Nonsense(format!("an instance busy for {} %", metric.value)))
             }
-            code => Err(Fault::Nvml(code.into())),
+            code => Err(fault(code)),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The way to a window's end: a close look at the counter, a wait for the samples, a survey.
+//! The way to a window's edge: a close look at the counter, a wait for the samples, a survey.
 //!
 //! Users that come and go around the edge of a window are told apart as well as it is known when the
 //! energy at that edge was reached. The counter says so only when it is seen to move, so it is read
@@ -6,10 +6,11 @@
 //! has delivered its samples.
 
 use super::Device;
+use crate::base::id::User;
 use crate::base::monotonic_ns;
 use crate::meter::gpu::owner::PidOwner;
 use crate::meter::gpu::poller::{CLOSE_LOOK, Context, LOOK_AT_MOST};
-use crate::meter::gpu::usage::Shares;
+use crate::meter::gpu::shares::Shares;
 
 /// How well the time of an edge is to be known, ns.
 pub(super) const SHARP_NS: u64 = CLOSE_LOOK.as_nanos() as u64;
@@ -17,31 +18,31 @@ pub(super) const SHARP_NS: u64 = CLOSE_LOOK.as_nanos() as u64;
 /// After so many windows with the same sole user, or none, the counter is not looked at closely:
 /// all edges are alike then. Who comes next may be billed half a refresh too much or too little,
 /// once.
-const ALONE_FOR_LONG: u32 = 10;
+const SAME_FOR_LONG: u32 = 10;
 
 /// How far a device is on its way to the end of a window.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Phase {
     #[default]
-    Rest,
+    Idle,
     /// Its counter is read closely, until it moves or it is `until_ns`.
     Look { since_ns: u64, until_ns: u64 },
     /// It can be surveyed from then on.
     Wait { until_ns: u64 },
 }
 
-/// Who alone was on a device in the latest windows (`None`: nobody), and in how many of them.
+/// The one who was alone on a device in the latest windows (`None`: nobody), and in how many of them.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Alone {
-    user: Option<usize>,
+pub(super) struct SameUser {
+    user: Option<User>,
     windows: u32,
 }
 
-impl Alone {
+impl SameUser {
     pub(super) fn note(&mut self, shares: &Shares) {
         let user = match &shares.usage[..] {
             [] => None,
-            [user] => Some(crate::meter::gpu::usage::temporary_slot(user.user)),
+            [user] => Some(user.user),
             _ => return *self = Self::default(),
         };
         if shares.lost_weight > 0.0 {
@@ -61,7 +62,7 @@ impl Device {
         // Integrated power has no refresh to look for.
         let look = !self.lost
             && self.source == super::Source::Counter
-            && self.state.alone.windows < ALONE_FOR_LONG;
+            && self.state.same_user.windows < SAME_FOR_LONG;
         self.state.phase = if look {
             Phase::Look { since_ns: now, until_ns: now + LOOK_AT_MOST.as_nanos() as u64 }
         } else {
@@ -75,7 +76,7 @@ impl Device {
         self.read_energy(context);
         let state = &mut self.state;
         let now = monotonic_ns();
-        if let Some(moved_ns) = state.curve.knot_within(SHARP_NS, since_ns, u64::MAX) {
+        if let Some(moved_ns) = state.curve().knot_within(SHARP_NS, since_ns, u64::MAX) {
             state.phase = Phase::Wait { until_ns: moved_ns + state.sampling.lag_ns() };
         } else if now >= until_ns {
             state.phase = Phase::Wait { until_ns: now };
@@ -83,7 +84,7 @@ impl Device {
     }
 
     pub(in super::super) fn rests(&self) -> bool {
-        self.state.phase == Phase::Rest
+        self.state.phase == Phase::Idle
     }
 
     pub(in super::super) fn is_looked_at(&self) -> bool {
@@ -101,7 +102,7 @@ impl Device {
     /// The slow group: who is on the device and what they did; then a window, up to the last moment
     /// that is known sharply, if there is one, and up to which the samples reach.
     pub(in super::super) fn survey<O: PidOwner>(&mut self, context: &mut Context<O>) {
-        self.state.phase = Phase::Rest;
+        self.state.phase = Phase::Idle;
         if self.lost && !self.regain(context) {
             return;
         }
@@ -114,7 +115,7 @@ impl Device {
             self.state.phase = Phase::Wait { until_ns: polled + (lag - expected) };
             return self.state.census.merge(census);
         }
-        let curve = &self.state.curve;
+        let curve = self.state.curve();
         let before = self.state.edge_ns.or(curve.first_ns());
         let edge =
             |off_ns| curve.knot_within(off_ns, before.unwrap_or(0), polled.saturating_sub(lag));
