@@ -2,25 +2,34 @@
 //! one covers its time too and no joule is billed by the wrong CPU time.
 
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::PoisonError;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use hdrhistogram::Histogram;
 
+use crate::base::Component;
 use crate::base::error::Error;
 use crate::base::monotonic_ns;
 use crate::base::own::{Own, Quantiles};
 use crate::cli::MeasureArgs;
 use crate::command::settings::settings;
-use crate::event::sources::{CpuTimeSource, GpuEnergyKind, GpuEnergySource, Host, Sources};
-use crate::event::{Event, Header, RECORDING_SCHEMA, Sample, Settings, Workload};
+use crate::energy::estimate::Estimate;
+use crate::event::sources::{
+    CpuEnergyKind, CpuFacts, CpuTimeSource, GpuEnergyKind, GpuEnergySource, Host, Sources,
+    StaticPowerKind, StaticPowerSource,
+};
+use crate::event::{
+    Domain, Event, Header, RECORDING_SCHEMA, Reading, SLOT_IDLE, Sample, Settings, Workload,
+};
 use crate::host::Roots;
-use crate::host::{self, topology::Topology};
+use crate::host::topology::{Package, Topology};
+use crate::host::{self};
 use crate::meter::gpu::GpuEnergyChoice;
 use crate::meter::gpu::{GpuMeter, GpuOptions, Owners, Workloads};
-use crate::meter::{EnergyMeter, open_cpu_energy};
+use crate::meter::EnergyMeter;
+use crate::meter::choose::Opened;
 use crate::probe::{CpuTime, Exits, LoadOptions};
 use crate::recording::{Recorder, RecordingError};
 use crate::session::Session;
@@ -51,6 +60,7 @@ const USUAL_WORKLOADS: u32 = 4096;
 pub struct Collector {
     cpu_time: CpuTime,
     energy: Option<Box<dyn EnergyMeter>>,
+    estimated: Option<Estimated>,
     /// By domain.
     health: Vec<Health>,
     started: bool,
@@ -64,7 +74,7 @@ pub struct Collector {
     recording_failed: bool,
     /// Buffers of the tick: it allocates nothing.
     sample: Sample,
-    problems: Vec<String>,
+    readings: Vec<Result<Reading, String>>,
     gpu_events: Vec<Event>,
     collect_ns: Histogram<u64>,
     refused_workloads: usize,
@@ -84,9 +94,19 @@ impl Collector {
         let cpus = aya::util::nr_cpus().map_err(|(path, error)| {
             anyhow::Error::new(error).context(format!("cannot count the CPUs ({path})"))
         })?;
-        let topology = Topology::read(&roots.sysfs, cpus);
-        let energy = open_cpu_energy(args.cpu_energy, roots, &topology)?;
-        let domains = energy.meter.as_ref().map_or(&[][..], |meter| meter.domains()).to_vec();
+        let mut energy = Opened::open(args.cpu_energy, roots, cpus)?.confirm()?;
+        let topology = energy.topology;
+        let estimated = (energy.source.kind == CpuEnergyKind::Estimate)
+            .then(|| Estimated::new(&energy.cpu, &topology))
+            .flatten();
+        let mut static_power = StaticPowerSource::default();
+        let mut domains =
+            energy.meter.as_ref().map_or(&[][..], |meter| meter.domains()).to_vec();
+        if let Some(estimated) = &estimated {
+            energy.source.basis = Some(estimated.estimate.basis().to_owned());
+            static_power = estimated.static_power();
+            domains.clone_from(&estimated.domains);
+        }
 
         let most = args.max_workloads.unwrap_or_else(|| {
             USUAL_WORKLOADS.max(u32::try_from(workloads.len() * 2).unwrap_or(u32::MAX))
@@ -95,7 +115,7 @@ impl Collector {
             Error::Cannot(format!("/proc/self/cgroup does not mention {hierarchy}"))
         })?;
         let mut cpu_time = CpuTime::load(LoadOptions {
-            btf: &btf_path(roots),
+            btf: &host::kernel::btf_path(&roots.sysfs),
             package_of_cpu: topology.package_of_cpu.clone(),
             packages: topology.packages.len(),
             v1_controller: hierarchy.v1_controller(),
@@ -131,7 +151,7 @@ impl Collector {
                 cpu_time: CpuTimeSource::ebpf(cpu_time.hook().name(), hierarchy.kind()),
                 cpu_energy: energy.source,
                 gpu_energy: gpu.source,
-                static_power: energy.static_power,
+                static_power,
             },
             packages: topology.packages.iter().map(|package| package.name.clone()).collect(),
             domains,
@@ -153,7 +173,8 @@ impl Collector {
             recorder,
             recording_failed: false,
             sample: Sample::default(),
-            problems: Vec::new(),
+            readings: Vec::new(),
+            estimated,
             gpu_events: Vec::new(),
             // Up to a minute, to three digits.
             collect_ns: Histogram::new_with_max(60_000_000_000, 3)
@@ -271,10 +292,14 @@ impl Collector {
 
     fn read(&mut self) {
         let sample = &mut self.sample;
-        self.problems.clear();
         sample.mono_ns = self.cpu_time.read(&mut sample.cpu_ns);
         if let Some(meter) = &mut self.energy {
-            meter.read(sample.mono_ns, &sample.cpu_ns, &mut sample.energy, &mut self.problems);
+            meter.read(&mut self.readings);
+            sample.energy.clear();
+            sample.energy.extend(self.readings.iter().map(|reading| reading.clone().ok()));
+        }
+        if let Some(estimated) = &mut self.estimated {
+            estimated.read(sample.mono_ns, &sample.cpu_ns, &mut sample.energy);
         }
     }
 
@@ -302,8 +327,8 @@ impl Collector {
                 commit = false;
             } else {
                 *health = Health::Lost;
-                let why = self.problems.iter().find(|problem| problem.contains(name.as_str()));
-                let why = why.or(self.problems.first()).map_or("no reason given", String::as_str);
+                let why = self.readings.get(index).and_then(|reading| reading.as_ref().err());
+                let why = why.map_or("no reason given", String::as_str);
                 news.push(format!(
                     "{name}: the energy counter cannot be read: {why}; what was counted before \
                      stays in the report, what it counts from here on is missing"
@@ -451,10 +476,57 @@ fn quantiles_us(ns: &Histogram<u64>) -> Quantiles {
     Quantiles { p50: at(0.5), p99: at(0.99), max: at(1.0) }
 }
 
-/// The BTF of the running kernel is the same under every sysfs; a partial tree may lack it.
-fn btf_path(roots: &Roots) -> PathBuf {
-    let given = host::kernel::btf_path(&roots.sysfs);
-    if given.exists() { given } else { host::kernel::btf_path(Path::new("/sys")) }
+/// An estimate as if it were counters, one domain a package.
+#[derive(Debug)]
+struct Estimated {
+    estimate: Estimate,
+    domains: Vec<Domain>,
+    start_ns: Option<u64>,
+    /// CPU time of each package at the first reading, and at the last: it does not go back.
+    busy_ns: Vec<(u64, u64)>,
+}
+
+impl Estimated {
+    fn new(cpu: &CpuFacts, topology: &Topology) -> Option<Self> {
+        let estimate = Estimate::of(cpu)?;
+        let domain = |(package, named): (usize, &Package)| Domain {
+            name: named.name.clone(),
+            component: Component::Cpu,
+            package,
+            joules_per_count: 1e-6,
+            range: None,
+            max_watts: estimate.most_watts(package).map_or(0.0, |watts| watts.0),
+        };
+        let domains: Vec<_> = topology.packages.iter().enumerate().map(domain).collect();
+        let busy_ns = vec![(0, 0); domains.len()];
+        Some(Self { estimate, domains, start_ns: None, busy_ns })
+    }
+
+    fn static_power(&self) -> StaticPowerSource {
+        let watts = |domain: &Domain| self.estimate.static_watts(domain.package).map(|w| w.0);
+        let watts = self.domains.iter().map(|domain| (domain.name.clone(), watts(domain)));
+        StaticPowerSource {
+            kind: StaticPowerKind::Estimate,
+            watts: watts.collect(),
+            ..StaticPowerSource::default()
+        }
+    }
+
+    fn read(&mut self, mono_ns: u64, cpu_ns: &[Vec<u64>], readings: &mut Vec<Option<Reading>>) {
+        readings.clear();
+        let first = self.start_ns.is_none();
+        let time_ns = mono_ns.saturating_sub(*self.start_ns.get_or_insert(mono_ns));
+        for (package, (start, last)) in self.busy_ns.iter_mut().enumerate() {
+            let slots = cpu_ns.get(package).into_iter().flatten().enumerate();
+            let busy = slots.filter(|(slot, _)| *slot != SLOT_IDLE).map(|(_, ns)| ns).sum();
+            if first {
+                *start = busy;
+            }
+            *last = (*last).max(busy);
+            let count = self.estimate.microjoules(package, last.saturating_sub(*start), time_ns);
+            readings.push(count.map(|count| Reading { mono_ns, count }));
+        }
+    }
 }
 
 fn host(roots: &Roots, topology: &Topology) -> Host {

@@ -5,6 +5,9 @@
 //! Counters are kept as the integers the hardware gave, so that a recording loses nothing.
 
 pub mod sources;
+mod wrap;
+
+pub use wrap::longest_interval;
 
 use serde::{Deserialize, Serialize};
 

@@ -4,5 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod counter;
+pub mod delta;
+pub mod estimate;
 pub mod ledger;
 pub mod model;

@@ -1,9 +1,7 @@
 //! The CPU side: from cumulative CPU time and energy counters to windows.
 
-use std::collections::BTreeMap;
-
-use crate::base::units::{Joules, Seconds, Watts};
-use crate::energy::counter::{self, Delta, Doubt};
+use crate::base::units::{Seconds, Watts};
+use crate::energy::counter::{Counter, Outcome};
 use crate::energy::ledger::{Account, Share, Window};
 use crate::energy::model::{Grain, PowerModel};
 use crate::event::sources::StaticPowerKind;
@@ -56,118 +54,52 @@ impl Package {
 /// One energy counter, its model and its account.
 #[derive(Debug)]
 pub(super) struct Meter {
-    previous: Option<Reading>,
+    counter: Counter,
     pub(super) model: PowerModel,
     pub(super) account: Account,
     /// What the newest window measured, if it could, and what the account owed before it.
     pub(super) latest: Option<(Window, Seconds)>,
-    missing: BTreeMap<Reason, Missing>,
     /// The kind of static power, where it was known beforehand.
     pub(super) known: Option<StaticPowerKind>,
-}
-
-/// Why windows have no energy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Reason {
-    Unread,
-    MoreWraps,
-    WentBack,
-    Disorder,
-    TooMuch,
-    OutOfRange,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Missing {
-    windows: u64,
-    seconds: f64,
-    worst: Watts,
 }
 
 impl Meter {
     pub(super) fn new(domain: &Domain, header: &Header) -> Self {
         let (watts, known) = known_static_power(&domain.name, header).unzip();
         Self {
-            previous: None,
+            counter: Counter::default(),
             model: PowerModel::new(watts, Grain::RAPL),
             account: Account::new(watts),
             latest: None,
-            missing: BTreeMap::new(),
             known,
         }
     }
 
-    /// Enters what the counter gained since its last reading. `length` is the newest window's; it
-    /// is 0 at the first sample.
+    /// Enters what the counter gained since its last reading. `at_ns` is the sample's time.
     pub(super) fn advance(
         &mut self,
         domain: &Domain,
         reading: Option<Reading>,
         package: Option<&Package>,
-        length: Seconds,
+        at_ns: u64,
     ) {
-        let previous = std::mem::replace(&mut self.previous, reading);
         self.latest = None;
-        let reason = match reading.map(|now| (now, counter::delta(domain, previous, now))) {
-            // The reading before was of no use.
-            Some((_, Delta::First)) if previous.is_some() => Reason::OutOfRange,
-            None | Some((_, Delta::First)) => Reason::Unread,
-            Some((_, Delta::Ambiguous(Doubt::MoreWraps))) => Reason::MoreWraps,
-            Some((_, Delta::Ambiguous(Doubt::WentBack))) => Reason::WentBack,
-            Some((_, Delta::Ambiguous(Doubt::TimeWentBack))) => Reason::Disorder,
-            Some((_, Delta::OutOfRange)) => Reason::OutOfRange,
-            Some((_, Delta::Refused { watts, .. })) => {
-                let worst = &mut self.missing.entry(Reason::TooMuch).or_default().worst;
-                *worst = if watts > *worst { watts } else { *worst };
-                Reason::TooMuch
-            }
-            Some((now, Delta::Advance(counts) | Delta::Wrapped(counts))) => {
-                let from_ns = previous.map_or(now.mono_ns, |previous| previous.mono_ns);
-                let window = Window {
-                    energy: Joules(counts as f64 * domain.joules_per_count),
-                    time: Seconds::from_ns(now.mono_ns - from_ns),
-                };
-                let shares = package.map_or(&[][..], Package::shares);
-                let owed = self.account.owed();
-                self.account.add(window, shares);
-                let busy_ns = package.map_or(0, |package| package.busy_ns);
-                self.model.observe(window, Seconds::from_ns(busy_ns));
-                self.latest = Some((window, owed));
-                return;
-            }
-        };
-        if length > Seconds(0.0) {
-            let missing = self.missing.entry(reason).or_default();
-            missing.windows += 1;
-            missing.seconds += length.0;
+        if let Outcome::Energy { from_ns, to_ns, joules } =
+            self.counter.advance(domain, at_ns, reading)
+        {
+            let window = Window { energy: joules, time: Seconds::from_ns(to_ns - from_ns) };
+            let shares = package.map_or(&[][..], Package::shares);
+            let owed = self.account.owed();
+            self.account.add(window, shares);
+            let busy_ns = package.map_or(0, |package| package.busy_ns);
+            self.model.observe(window, Seconds::from_ns(busy_ns));
+            self.latest = Some((window, owed));
         }
     }
 
     /// A sentence for each reason why energy of `domain` is missing.
     pub(super) fn warnings(&self, domain: &Domain) -> impl Iterator<Item = String> {
-        self.missing.iter().filter(|(_, missing)| missing.windows > 0).map(|(reason, missing)| {
-            let Missing { windows, seconds, worst } = missing;
-            let why = match reason {
-                Reason::Unread => "the counter could not be read".to_owned(),
-                Reason::MoreWraps => "the counter may have wrapped more than once between two \
-                     readings; a shorter --interval avoids that"
-                    .to_owned(),
-                Reason::WentBack => "the counter was reset".to_owned(),
-                Reason::Disorder => "its readings are not in the order of time".to_owned(),
-                Reason::TooMuch => format!(
-                    "the counter jumped by more than the hardware can draw ({:.0} W; at most \
-                     {:.0} W)",
-                    worst.0, domain.max_watts
-                ),
-                Reason::OutOfRange => "the counter showed a value beyond its range".to_owned(),
-            };
-            let plural = if *windows == 1 { "" } else { "s" };
-            format!(
-                "{}: {windows} window{plural}, {seconds:.3} s in all, left out of every energy \
-                 figure (mean power, which is over the whole run, is too low for it): {why}",
-                domain.name
-            )
-        })
+        self.counter.sentences(domain).into_iter()
     }
 }
 

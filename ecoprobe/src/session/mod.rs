@@ -119,7 +119,7 @@ impl Session {
         {
             let reading = sample.energy.get(index).copied().flatten();
             let package = self.packages.get(domain.package);
-            meter.advance(domain, reading, package, clock.window());
+            meter.advance(domain, reading, package, now);
         }
         for gpu in &mut self.gpus {
             gpu.sample(clock.first_ns, clock.newest_ns);
