@@ -26,10 +26,10 @@ use crate::event::{
 use crate::host::Roots;
 use crate::host::topology::{Package, Topology};
 use crate::host::{self};
-use crate::meter::gpu::GpuEnergyChoice;
-use crate::meter::gpu::{GpuMeter, GpuOptions, Owners, Workloads};
 use crate::meter::EnergyMeter;
 use crate::meter::choose::Opened;
+use crate::meter::gpu::GpuEnergyChoice;
+use crate::meter::gpu::{GpuMeter, GpuOptions, Owners, Workloads};
 use crate::probe::{CpuTime, Exits, LoadOptions};
 use crate::recording::{Recorder, RecordingError};
 use crate::session::Session;
@@ -100,8 +100,7 @@ impl Collector {
             .then(|| Estimated::new(&energy.cpu, &topology))
             .flatten();
         let mut static_power = StaticPowerSource::default();
-        let mut domains =
-            energy.meter.as_ref().map_or(&[][..], |meter| meter.domains()).to_vec();
+        let mut domains = energy.meter.as_ref().map_or(&[][..], |meter| meter.domains()).to_vec();
         if let Some(estimated) = &estimated {
             energy.source.basis = Some(estimated.estimate.basis().to_owned());
             static_power = estimated.static_power();

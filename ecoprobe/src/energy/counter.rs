@@ -201,9 +201,7 @@ impl Counter {
             (Some(counts), None, _) => self.believe(domain, base, now, counts),
             (None, Some(counts), _) => self.begin_anew(domain, base, suspect, now, counts),
             (Some(old), Some(new), None) => {
-                let from = |from: Reading, counts| {
-                    power(domain, counts, from, now)
-                };
+                let from = |from: Reading, counts| power(domain, counts, from, now);
                 if self.is_likelier(domain, from(base, old), from(suspect.reading, new)) {
                     self.believe(domain, base, now, old)
                 } else {

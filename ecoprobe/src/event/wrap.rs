@@ -51,9 +51,12 @@ mod tests {
     #[test]
     fn what_never_wraps_is_read_as_one_likes() {
         assert_eq!(longest_interval(&[]), None);
-        for (range, joules, watts) in
-            [(None, 1e-6, 500.0), (Some(100), f64::NAN, 1.0), (Some(0), 1.0, 1.0), (Some(9), 1.0, 0.0)]
-        {
+        for (range, joules, watts) in [
+            (None, 1e-6, 500.0),
+            (Some(100), f64::NAN, 1.0),
+            (Some(0), 1.0, 1.0),
+            (Some(9), 1.0, 0.0),
+        ] {
             let odd = domain(range, joules, watts);
             assert_eq!(odd.wrap_seconds(), None, "{odd:?}");
             assert_eq!(longest_interval(&[odd]), None);

@@ -279,9 +279,7 @@ impl Opened {
             None => (None, self.plain),
         };
         let domains = match (&meter, kind) {
-            (Some(meter), _) => {
-                meter.domains().iter().map(|domain| domain.name.clone()).collect()
-            }
+            (Some(meter), _) => meter.domains().iter().map(|domain| domain.name.clone()).collect(),
             (None, CpuEnergyKind::Estimate) => {
                 topology.packages.iter().map(|package| package.name.clone()).collect()
             }

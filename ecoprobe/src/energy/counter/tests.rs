@@ -78,7 +78,8 @@ fn a_counter_that_steps_aside_once_loses_nothing() {
     assert_eq!(sum(&off(&[(3, -600.0), (6, -700.0)])), (80.0, vec![]));
     assert_eq!(sum(&off(&[(3, -600.0), (4, 9_000.0)])), (80.0, vec![]));
     // The delta covers both windows.
-    let (counter, outcomes) = run(None, &off(&[(4, -600.0)]).into_iter().map(Some).collect::<Vec<_>>());
+    let (counter, outcomes) =
+        run(None, &off(&[(4, -600.0)]).into_iter().map(Some).collect::<Vec<_>>());
     assert_eq!(outcomes[4], Outcome::Missing(Reason::WentBack));
     let Outcome::Energy { from_ns, to_ns, joules } = outcomes[5] else { panic!("{outcomes:?}") };
     assert_eq!((from_ns, to_ns, joules), (8 * SECOND, 10 * SECOND, Joules(16.0)));
@@ -117,11 +118,14 @@ fn a_reset_goes_on_from_where_it_began_again() {
     assert_eq!(sum(&readings), (200.0, vec![(Reason::TooMuch, 1)]));
     let (counter, outcomes) = run(None, &readings.map(Some));
     assert_eq!(billed(&outcomes), 200.0);
-    assert_eq!(counter.missing()[&Reason::WentBack], Missing { windows: 1, seconds: 1.0, ..Missing::default() });
+    assert_eq!(
+        counter.missing()[&Reason::WentBack],
+        Missing { windows: 1, seconds: 1.0, ..Missing::default() }
+    );
     assert!(counter.sentences(&domain(None))[0].contains("was reset"));
     // It passes what it showed before the reset, at its own pace: nothing is missing for that.
-    let long: Vec<_> = [100.0, 150.0].into_iter().chain((0..9).map(|n| 1.0 + 50.0 * f64::from(n)));
-    let long: Vec<_> = long.map(Some).collect();
+    let after = (0..9).map(|second| 1.0 + 50.0 * f64::from(second));
+    let long: Vec<_> = [100.0, 150.0].into_iter().chain(after).map(Some).collect();
     let (counter, outcomes) = run(None, &long);
     assert_eq!(billed(&outcomes), 50.0 + 400.0);
     assert_eq!(counter.missing().len(), 1);
@@ -160,7 +164,8 @@ fn a_steep_rise_waits_for_a_second_reading() {
     assert_eq!(outcomes[3], Outcome::Missing(Reason::Unconfirmed));
     assert_eq!((billed(&outcomes), sum(&load)), (1_224.0, (1_224.0, vec![])));
     // The run ends meanwhile.
-    let (mut counter, outcomes) = run(None, &load[..4].iter().copied().map(Some).collect::<Vec<_>>());
+    let (mut counter, outcomes) =
+        run(None, &load[..4].iter().copied().map(Some).collect::<Vec<_>>());
     assert_eq!(billed(&outcomes), 16.0);
     let last = counter.finish(&domain(None)).unwrap();
     assert_eq!(billed(&[last]), 600.0);

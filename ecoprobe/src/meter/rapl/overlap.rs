@@ -34,7 +34,10 @@ pub(crate) enum Use {
     /// It is read, as this package's.
     Read(PackageId),
     /// The view of that index shows it already; told only where somebody might miss it.
-    Again { of: usize, told: bool },
+    Again {
+        of: usize,
+        told: bool,
+    },
     /// Part of the package: never added to it.
     Inside,
     /// The whole platform, packages included: never added to them.
@@ -199,7 +202,8 @@ mod tests {
 
     #[test]
     fn several_zones_of_one_name_are_one_counter() {
-        let views = [package("package-0"), dram("package-0"), package("package-0"), dram("package-0")];
+        let views =
+            [package("package-0"), dram("package-0"), package("package-0"), dram("package-0")];
         assert_eq!(zones(&views).uses, [read("package-0"), read("package-0"), again(0), again(1)]);
     }
 
@@ -261,7 +265,10 @@ mod tests {
             let plan = plan(Shown::ByEvent { by_socket }, &[nowhere.clone(), nowhere.clone()]);
             assert_eq!(plan.uses, [read("package-0"); 2]);
         }
-        let same = plan(Shown::ByEvent { by_socket: false }, &[package("package-0-die-0"), package("package-0-die-0")]);
+        let same = plan(
+            Shown::ByEvent { by_socket: false },
+            &[package("package-0-die-0"), package("package-0-die-0")],
+        );
         assert_eq!(same.uses, [read("package-0"); 2]);
     }
 }

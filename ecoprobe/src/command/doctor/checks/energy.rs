@@ -50,9 +50,7 @@ pub(super) fn checks(roots: &Roots) -> (Vec<Check>, CpuEnergyKind, bool) {
     checks.extend(zones(&roots.sysfs, powercap));
     checks.push(match (dram, measured) {
         (true, _) => Check::new("DRAM", Level::Ok, "has its own counter"),
-        (false, true) => {
-            Check::new("DRAM", Level::Info, "no counter for it that works").absent()
-        }
+        (false, true) => Check::new("DRAM", Level::Info, "no counter for it that works").absent(),
         (false, false) => Check::new("DRAM", Level::Info, "no counter").absent(),
     });
     checks.push(virtualisation(opened.cpu()));
