@@ -427,3 +427,141 @@ fn a_load_draws_by_the_cpu_time_of_its_cgroup() {
     assert_eq!(truth.dynamic_j, truth.jobs_j[0]);
     assert!(read(&mut meter).0[0] >= Some((truth.total_j() * 1e6) as u64));
 }
+
+/// Two dies with a zone each; the second one's counter is `second`'s business.
+fn two_dies(second: impl FnOnce(&Sysfs)) -> Sysfs {
+    let sysfs = Machine::new(1).dies(2).build();
+    for cpu in 0..4 {
+        sysfs.add_cpu(cpu, 0, cpu as u32 / 2);
+    }
+    second(&sysfs);
+    sysfs
+}
+
+fn feed(sysfs: &Sysfs, die: u32, watts: f64) -> Feed {
+    let zone = sysfs.zone(&format!("package-0-die-{die}"));
+    Feed { zone, start_uj: 5_000_000, power: Power::constant(watts) }
+}
+
+#[test]
+fn dies_that_show_one_counter_are_one_package() {
+    let sysfs = two_dies(|sysfs| {
+        let [first, second] = [0, 1].map(|die| sysfs.zone(&format!("package-0-die-{die}")));
+        second.remove();
+        fs::hard_link(first.energy(), second.energy()).unwrap();
+    });
+    let _feeder = Feeder::start(Duration::from_millis(3), vec![feed(&sysfs, 0, 40.0)]);
+    let (meter, topology, notes) = PowercapMeter::open(sysfs.path(), 4).unwrap();
+    assert_eq!(names(&meter), ["package-0"]);
+    // The CPUs of both dies draw what it counts.
+    assert_eq!(topology.packages.len(), 1);
+    assert_eq!(topology.package_of_cpu, [Some(0); 4]);
+    assert_eq!(notes, ["intel-rapl:1 shows intel-rapl:0 again: left out"]);
+}
+
+#[test]
+fn dies_with_counters_of_their_own_stay_two_however_alike_they_are() {
+    let both = ["package-0-die-0", "package-0-die-1"];
+    let stay_two = |sysfs: &Sysfs| {
+        let (meter, topology, notes) = PowercapMeter::open(sysfs.path(), 4).unwrap();
+        assert_eq!((names(&meter), notes.len()), (both.to_vec(), 0), "{notes:?}");
+        assert_eq!(topology.package_of_cpu, [0, 0, 1, 1].map(Some));
+    };
+    // Nothing runs: equal, once and for all that can be seen.
+    stay_two(&two_dies(|sysfs| both.iter().for_each(|die| sysfs.zone(die).set(7_000_000))));
+    // Different from the first look on.
+    let sysfs = two_dies(|sysfs| sysfs.zone(both[1]).set(9_000_000));
+    let _feeder = Feeder::start(Duration::from_millis(3), vec![feed(&sysfs, 0, 40.0)]);
+    stay_two(&sysfs);
+    // Equal when first looked at, and never again.
+    let sysfs = two_dies(|_| {});
+    let feeds = vec![feed(&sysfs, 0, 40.0), feed(&sysfs, 1, 60.0)];
+    let _feeder = Feeder::start(Duration::from_millis(20), feeds);
+    stay_two(&sysfs);
+}
+
+#[test]
+fn sockets_are_never_one_counter() {
+    // The same power from the same start: equal for ever.
+    let sysfs = Machine::new(2).build();
+    let [first, second] = [0, 1].map(|socket| sysfs.zone(&format!("package-{socket}")));
+    second.remove();
+    fs::hard_link(first.energy(), second.energy()).unwrap();
+    let feed = Feed { zone: first, start_uj: 5, power: Power::constant(40.0) };
+    let _feeder = Feeder::start(Duration::from_millis(3), vec![feed]);
+    assert_eq!(names(&open(&sysfs).0), ["package-0", "package-1"]);
+}
+
+#[test]
+fn counters_that_stand_at_zero_give_way() {
+    let auto = |sysfs: &Sysfs| choose(sysfs.path(), CpuEnergyChoice::Auto).unwrap();
+    let sysfs = Machine::new(2).with("dram").build();
+    let dead = auto(&sysfs);
+    assert_eq!((dead.source.kind, dead.meter.is_none()), (CpuEnergyKind::Estimate, true));
+    assert!(dead.notes[0].contains("powercap: the counters stay at zero"), "{:?}", dead.notes);
+    let Err(Error::Cannot(why)) = choose(sysfs.path(), CpuEnergyChoice::Powercap) else { panic!() };
+    assert!(why.contains("stay at zero"), "{why}");
+
+    // One of them lives, if only by having counted once: it is measured, the others are not 0.
+    sysfs.zone("package-1").set(1);
+    let some = auto(&sysfs);
+    assert_eq!(some.source.kind, CpuEnergyKind::Powercap);
+    assert_eq!(some.source.domains, ["package-1"]);
+    assert_eq!((some.topology.packages.len(), some.notes.len()), (2, 3), "{:?}", some.notes);
+    assert!(some.notes[0].starts_with("package-0 is left out: "), "{:?}", some.notes);
+    let mut meter = some.meter.unwrap();
+    let mut readings = Vec::new();
+    meter.read(&mut readings);
+    assert_eq!(readings.len(), 1);
+    assert_eq!(readings[0].as_ref().unwrap().count, 1);
+
+    // A counter that has only just begun, and DRAM that nobody has switched on.
+    let sysfs = Machine::new(1).with("dram").build();
+    let zone = sysfs.zone("package-0");
+    let power = Power::constant(40.0);
+    let _feeder = Feeder::start(Duration::from_millis(20), vec![Feed { zone, start_uj: 0, power }]);
+    assert_eq!(auto(&sysfs).source.domains, ["package-0"]);
+}
+
+#[test]
+fn a_dead_pmu_gives_way_to_zones_that_live() {
+    let sysfs = two_dies(|sysfs| sysfs.zone("package-0-die-1").set(2_000_000));
+    sysfs.zone("package-0-die-0").set(1_000_000);
+    sysfs.add_power_pmu(1, "0", &[("energy-pkg", NEVER, "1e-9")]);
+    let roots = Roots { sysfs: sysfs.path().into(), ..Roots::default() };
+    let opened = Opened::open(CpuEnergyChoice::Auto, &roots, 4).unwrap();
+    assert_eq!(opened.topology().packages.len(), 1);
+    let energy = opened.confirm().unwrap();
+    assert_eq!(energy.source.kind, CpuEnergyKind::Powercap);
+    // And with the source goes what a package is.
+    assert_eq!(energy.topology.package_of_cpu, [0, 0, 1, 1].map(Some));
+}
+
+#[test]
+fn zones_that_lead_nowhere_are_masked_not_absent() {
+    let masked = |sysfs: &Sysfs| PowercapMeter::open(sysfs.path(), 2).unwrap_err();
+    let class = |sysfs: &Sysfs, zone: &str| sysfs.path().join("class/powercap").join(zone);
+    // An empty file system lies over all that the links of the class lead to.
+    let sysfs = Machine::new(2).build();
+    let hidden = sysfs.path().join("devices/virtual/powercap");
+    fs::remove_dir_all(&hidden).unwrap();
+    fs::create_dir(&hidden).unwrap();
+    assert_eq!(masked(&sysfs), Unavailable::Masked(class(&sysfs, "intel-rapl:0")));
+    let Err(Error::Cannot(why)) = choose(sysfs.path(), CpuEnergyChoice::Powercap) else { panic!() };
+    assert!(why.contains("privileged") && why.contains("--sysfs"), "{why}");
+    assert!(!why.contains("modprobe"), "{why}");
+    // Or over a zone.
+    let sysfs = Machine::new(1).layout(Layout::Flat).build();
+    let zone = class(&sysfs, "intel-rapl:0");
+    fs::remove_dir_all(&zone).unwrap();
+    fs::create_dir(&zone).unwrap();
+    assert_eq!(masked(&sysfs), Unavailable::Masked(zone));
+    // One that can be read is read.
+    let sysfs = Machine::new(2).layout(Layout::Flat).build();
+    let zone = class(&sysfs, "intel-rapl:1");
+    fs::remove_dir_all(&zone).unwrap();
+    symlink("/nowhere", &zone).unwrap();
+    let (meter, notes) = open(&sysfs);
+    assert_eq!(names(&meter), ["package-0"]);
+    assert!(notes[0].contains("lead nowhere"), "{notes:?}");
+}

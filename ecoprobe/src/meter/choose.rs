@@ -1,6 +1,7 @@
 //! Which source the CPU's energy comes from. Facts are found, a pure function decides, the sources
 //! are opened; and the one that is kept has worked once: its counters moved.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use super::EnergyMeter;
@@ -103,33 +104,52 @@ fn automatic(facts: &Facts) -> Decision {
         }
         (Some(perf), Some(powercap)) => Decision {
             kind: CpuEnergyKind::Estimate,
-            notes: vec![match (perf, powercap) {
-                (Unavailable::Absent, Unavailable::Absent) => format!(
-                    "CPU energy is an estimate, not a measurement: this machine shows no RAPL \
-                     counter{}",
-                    Mend::of(CpuEnergyKind::Powercap, powercap, facts)
-                        // The other half of the advice is taken already.
-                        .map_or(String::new(), |mend| format!(" ({})", mend.what))
-                ),
-                _ => format!(
-                    "CPU energy is an estimate, not a measurement: perf: {}; powercap: {}",
-                    explain(CpuEnergyKind::Perf, perf, facts),
-                    explain(CpuEnergyKind::Powercap, powercap, facts)
-                ),
-            }],
+            notes: vec![why_estimate(perf, powercap, facts)],
         },
     }
 }
 
-/// Why, and what to do.
-fn explain(kind: CpuEnergyKind, why: &Unavailable, facts: &Facts) -> String {
-    let what = match (kind, why) {
+/// Both reasons, and what would mend each; the other half of the advice, to estimate, is taken
+/// already.
+fn why_estimate(perf: &Unavailable, powercap: &Unavailable, facts: &Facts) -> String {
+    let mend = |kind, why| Mend::of(kind, why, facts).map_or("", |mend| mend.what);
+    let for_perf = mend(CpuEnergyKind::Perf, perf);
+    let for_powercap = mend(CpuEnergyKind::Powercap, powercap);
+    let why = match (perf, powercap) {
+        (Unavailable::Absent, Unavailable::Absent) => {
+            let mend =
+                if for_powercap.is_empty() { String::new() } else { format!(" ({for_powercap})") };
+            format!("this machine shows no RAPL counter{mend}")
+        }
+        _ => {
+            let mut why = format!("perf: {}", what(CpuEnergyKind::Perf, perf));
+            if for_perf != for_powercap && !for_perf.is_empty() {
+                why += &format!("; {for_perf}");
+            }
+            why += &format!("; powercap: {}", what(CpuEnergyKind::Powercap, powercap));
+            if !for_powercap.is_empty() {
+                why += &format!("; {for_powercap}");
+            }
+            why
+        }
+    };
+    format!("CPU energy is an estimate, not a measurement: {why}")
+}
+
+/// Why, in words of its own for what is not there.
+fn what(kind: CpuEnergyKind, why: &Unavailable) -> String {
+    match (kind, why) {
         (CpuEnergyKind::Perf, Unavailable::Absent) => {
             "there is no `power` PMU under bus/event_source/devices".to_owned()
         }
         (_, Unavailable::Absent) => "there is no intel-rapl zone under class/powercap".to_owned(),
         _ => why.to_string(),
-    };
+    }
+}
+
+/// Why, and what to do.
+fn explain(kind: CpuEnergyKind, why: &Unavailable, facts: &Facts) -> String {
+    let what = what(kind, why);
     match mend(kind, why, facts) {
         Some(mend) => format!("{what}; {mend}"),
         None => what,
@@ -190,6 +210,7 @@ pub(crate) struct Candidate {
     pub(crate) meter: Box<dyn Counters>,
     pub(crate) topology: Topology,
     pub(crate) notes: Vec<String>,
+    opened: Instant,
 }
 
 type Found = Result<Candidate, Unavailable>;
@@ -200,7 +221,8 @@ type Found = Result<Candidate, Unavailable>;
 pub struct Opened {
     choice: CpuEnergyChoice,
     cpu: CpuModel,
-    at: Instant,
+    sysfs: PathBuf,
+    possible_cpus: usize,
     pub(crate) perf: Found,
     pub(crate) powercap: Found,
     /// Of a machine whose energy nobody counts.
@@ -220,27 +242,32 @@ impl Opened {
     ) -> Result<Self, Error> {
         use CpuEnergyChoice::{Auto, Perf, Powercap};
 
-        let cpu = CpuModel::read(&roots.procfs);
-        let at = Instant::now();
-        let sysfs = &roots.sysfs;
-        let candidate = |(meter, topology, notes): (Box<dyn Counters>, Topology, Vec<String>)| {
-            Candidate { meter, topology, notes }
+        let sysfs = roots.sysfs.clone();
+        let mut opened = Self {
+            choice,
+            cpu: CpuModel::read(&roots.procfs),
+            plain: Topology::read(&sysfs, possible_cpus, Grain::default()),
+            sysfs,
+            possible_cpus,
+            // What nobody will use is not opened, and counts as absent.
+            perf: Err(Unavailable::Absent),
+            powercap: Err(Unavailable::Absent),
         };
-        // What nobody will use is not opened, and counts as absent.
-        let perf = match choice {
-            Auto | Perf => PerfMeter::open(sysfs, possible_cpus, cpu.counts_by_socket())
-                .map(|(meter, topology, notes)| candidate((Box::new(meter), topology, notes))),
-            _ => Err(Unavailable::Absent),
-        };
-        let powercap = match choice {
-            Auto | Powercap => PowercapMeter::open(sysfs, possible_cpus)
-                .map(|(meter, topology, notes)| candidate((Box::new(meter), topology, notes))),
-            _ => Err(Unavailable::Absent),
-        };
-        let plain = Topology::read(sysfs, possible_cpus, Grain::default());
-        let opened = Self { choice, cpu, at, perf, powercap, plain };
+        if matches!(choice, Auto | Perf) {
+            let by_socket = opened.cpu.counts_by_socket();
+            opened.perf = PerfMeter::open(&opened.sysfs, possible_cpus, by_socket)
+                .map(|(meter, topology, notes)| Candidate::new(meter, topology, notes));
+        }
+        if choice == Powercap || (choice == Auto && opened.perf.is_err()) {
+            opened.open_powercap();
+        }
         opened.decide()?;
         Ok(opened)
+    }
+
+    fn open_powercap(&mut self) {
+        self.powercap = PowercapMeter::open(&self.sysfs, self.possible_cpus)
+            .map(|(meter, topology, notes)| Candidate::new(meter, topology, notes));
     }
 
     /// What a package is, should the source that is preferred now work. [`CpuEnergy::topology`] is
@@ -261,9 +288,14 @@ impl Opened {
     ///
     /// [`Error::Cannot`] as [`decide`]: a source that was asked for by name is dead.
     pub fn confirm(mut self) -> Result<CpuEnergy, Error> {
-        Self::prove(&mut self.perf, self.at);
+        if self.perf.is_ok() {
+            prove(&mut self.perf);
+            if self.perf.is_err() && self.choice == CpuEnergyChoice::Auto {
+                self.open_powercap();
+            }
+        }
         if self.perf.is_err() {
-            Self::prove(&mut self.powercap, self.at);
+            prove(&mut self.powercap);
         }
         let Decision { kind, mut notes } = self.decide()?;
         let chosen = match kind {
@@ -272,7 +304,7 @@ impl Opened {
             CpuEnergyKind::Estimate | CpuEnergyKind::None => None,
         };
         let (meter, topology) = match chosen {
-            Some(Candidate { meter, topology, notes: more }) => {
+            Some(Candidate { meter, topology, notes: more, .. }) => {
                 notes.extend(more);
                 (Some(meter as Box<dyn EnergyMeter>), topology)
             }
@@ -292,8 +324,11 @@ impl Opened {
 
     /// The same trial of every source, for whoever wants to know of all of them.
     pub(crate) fn confirm_all(&mut self) {
-        Self::prove(&mut self.perf, self.at);
-        Self::prove(&mut self.powercap, self.at);
+        if self.perf.is_ok() {
+            self.open_powercap();
+        }
+        prove(&mut self.perf);
+        prove(&mut self.powercap);
     }
 
     pub(crate) fn decide(&self) -> Result<Decision, Error> {
@@ -312,13 +347,20 @@ impl Opened {
     pub(crate) fn cpu(&self) -> &CpuModel {
         &self.cpu
     }
+}
 
-    fn prove(found: &mut Found, opened: Instant) {
-        if let Ok(candidate) = found
-            && let Err(dead) = drop_dead(candidate.meter.as_mut(), opened, &mut candidate.notes)
-        {
-            *found = Err(dead);
-        }
+impl Candidate {
+    fn new(meter: impl Counters + 'static, topology: Topology, notes: Vec<String>) -> Self {
+        Self { meter: Box::new(meter), topology, notes, opened: Instant::now() }
+    }
+}
+
+/// A source whose counters are all dead is none.
+fn prove(found: &mut Found) {
+    if let Ok(Candidate { meter, notes, opened, .. }) = found
+        && let Err(dead) = drop_dead(meter.as_mut(), *opened, notes)
+    {
+        *found = Err(dead);
     }
 }
 
@@ -380,5 +422,39 @@ mod tests {
         let kind = |choice| decide(choice, &broken).unwrap().kind;
         assert_eq!(kind(CpuEnergyChoice::Estimate), CpuEnergyKind::Estimate);
         assert_eq!(kind(CpuEnergyChoice::None), CpuEnergyKind::None);
+    }
+
+    #[test]
+    fn the_advice_is_for_this_architecture() {
+        let message = |architecture, unavailable: Unavailable, choice| {
+            let facts = Facts {
+                perf: Some(unavailable.clone()),
+                powercap: Some(unavailable),
+                virtual_machine: false,
+                architecture,
+            };
+            match decide(choice, &facts) {
+                Ok(decision) => decision.notes.concat(),
+                Err(error) => error.to_string(),
+            }
+        };
+        use CpuEnergyChoice::{Auto, Perf, Powercap};
+        for choice in [Auto, Perf, Powercap] {
+            for why in [Unavailable::Absent, Unavailable::Empty] {
+                for architecture in [Architecture::Arm, Architecture::Power, Architecture::Other] {
+                    let said = message(architecture, why.clone(), choice);
+                    assert!(!said.contains("modprobe") && said.contains("no RAPL"), "{said}");
+                }
+            }
+            assert!(message(Architecture::X86, Unavailable::Absent, choice).contains("modprobe"));
+            // What is there needs no module.
+            let dead = message(Architecture::X86, Unavailable::Empty, choice);
+            assert!(!dead.contains("modprobe") && dead.contains("stay at zero"), "{dead}");
+            let masked = Unavailable::Masked("/sys/class/powercap/intel-rapl:0".into());
+            let said = message(Architecture::X86, masked, choice);
+            assert!(said.contains("lead nowhere") && said.contains("--sysfs"), "{said}");
+            // Nobody who is given the estimate needs to be told to use it.
+            assert_eq!(dead.contains("--cpu-energy estimate"), choice != Auto, "{dead}");
+        }
     }
 }
