@@ -26,7 +26,7 @@ fn find<'a>(diagnosis: &'a Diagnosis, name: &str) -> &'a Check {
 fn this_host_can_run_the_probe() {
     let arguments = arguments("/sys".as_ref(), "/proc".as_ref());
     let diagnosis = diagnose(&arguments);
-    for name in ["BTF", "bpf", "cgroups", "capabilities"] {
+    for name in ["BTF", "bpf", "cgroups", "probe", "capabilities"] {
         assert_eq!(find(&diagnosis, name).level, Level::Ok, "{:?}", find(&diagnosis, name));
     }
     assert!(diagnosis.can.cpu_time);
@@ -40,7 +40,7 @@ fn an_empty_host_is_a_finding_not_a_failure() {
     let diagnosis = diagnose(&arguments);
     assert!(!diagnosis.can.cpu_time && !diagnosis.can.dram_energy);
     assert_eq!(diagnosis.can.cpu_energy, CpuEnergyKind::Estimate);
-    for name in ["BTF", "cgroups", "perf power PMU", "powercap"] {
+    for name in ["cgroups", "perf power PMU", "powercap"] {
         let check = find(&diagnosis, name);
         assert!(!check.found && check.level == Level::Missing, "{check:?}");
         assert!(check.mend.is_some(), "{check:?}");
@@ -56,6 +56,8 @@ fn an_empty_host_is_a_finding_not_a_failure() {
 fn every_zone_is_named_with_its_use() {
     let machine = Machine::new(1).with("core").with("dram").with_psys().with_mmio();
     let sysfs = machine.build();
+    sysfs.zone("package-0").set(1_000_000);
+    sysfs.zone("dram-0").set(1_000_000);
     sysfs.write("kernel/btf/vmlinux", "nothing of sched_switch");
     let diagnosis = diagnose(&arguments(sysfs.path(), "/proc".as_ref()));
     let zones: Vec<_> = diagnosis.groups[1]
@@ -80,4 +82,44 @@ fn every_zone_is_named_with_its_use() {
     assert!(find(&diagnosis, "BTF").detail.contains("does not describe sched_switch"));
     // powercap measures: what perf lacks needs no mending.
     assert_eq!(find(&diagnosis, "perf power PMU").mend, None);
+}
+
+/// What doctor says of CPU energy where the machine is a test tree.
+fn energy_of(sysfs: &Sysfs) -> Diagnosis {
+    diagnose(&arguments(sysfs.path(), "/proc".as_ref()))
+}
+
+#[test]
+fn dead_counters_are_told_from_ones_that_count() {
+    let sysfs = Machine::new(1).build();
+    let dead = energy_of(&sysfs);
+    assert_eq!(dead.can.cpu_energy, CpuEnergyKind::Estimate);
+    let check = find(&dead, "powercap");
+    assert!(check.level == Level::Missing && check.detail.contains("stay at zero"), "{check:?}");
+    assert!(find(&dead, "powercap zone").detail.ends_with("stays at zero: not used"));
+    sysfs.zone("package-0").set(1_000_000);
+    assert_eq!(energy_of(&sysfs).can.cpu_energy, CpuEnergyKind::Powercap);
+}
+
+#[test]
+fn masked_zones_are_told_from_none() {
+    let sysfs = Machine::new(1).build();
+    std::fs::remove_dir_all(sysfs.path().join("devices")).unwrap();
+    let diagnosis = energy_of(&sysfs);
+    let check = find(&diagnosis, "powercap");
+    assert!(check.detail.contains("lead nowhere"), "{check:?}");
+    assert!(check.mend.as_ref().unwrap().contains("--sysfs"), "{check:?}");
+    assert!(find(&diagnosis, "powercap zone").detail.ends_with("leads nowhere"));
+}
+
+#[test]
+#[ignore = "needs root, and a host that can run the probe"]
+fn a_partial_sysfs_is_no_reason_not_to_measure() {
+    let sysfs = Machine::new(1).build();
+    sysfs.zone("package-0").set(1_000_000);
+    let diagnosis = energy_of(&sysfs);
+    assert!(find(&diagnosis, "BTF").detail.starts_with("/sys/kernel/btf/vmlinux"));
+    assert!(find(&diagnosis, "probe").found && diagnosis.can.cpu_time);
+    assert_eq!(diagnosis.can.cpu_energy, CpuEnergyKind::Powercap);
+    assert!(diagnosis.summary.contains("can measure CPU time"));
 }

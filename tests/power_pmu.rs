@@ -6,15 +6,18 @@ mod sim;
 
 use std::time::Duration;
 
+use ecoprobe::base::error::Error;
 use ecoprobe::base::monotonic_ns;
 use ecoprobe::event::Reading;
-use ecoprobe::host::topology::Topology;
-use ecoprobe::meter::EnergyMeter;
+use ecoprobe::event::sources::CpuEnergyKind;
+use ecoprobe::host::Roots;
+use ecoprobe::meter::choose::{CpuEnergyChoice, Opened};
 use ecoprobe::meter::rapl::Unavailable;
 use ecoprobe::meter::rapl::perf::PerfMeter;
+use ecoprobe::meter::{CpuEnergy, EnergyMeter};
 use sim::Sysfs;
 
-fn names(meter: &PerfMeter) -> Vec<&str> {
+fn names(meter: &(impl EnergyMeter + ?Sized)) -> Vec<&str> {
     meter.domains().iter().map(|domain| domain.name.as_str()).collect()
 }
 
@@ -31,7 +34,20 @@ fn perf_machine(cpumask: &str, events: &[(&str, &str, &str)]) -> Sysfs {
 }
 
 fn open_perf(sysfs: &Sysfs) -> Result<(PerfMeter, Vec<String>), Unavailable> {
-    PerfMeter::open(sysfs.path(), &Topology::read(sysfs.path(), 2))
+    PerfMeter::open(sysfs.path(), 2, false).map(|(meter, _, notes)| (meter, notes))
+}
+
+/// As a run does, on a machine whose cpuinfo is this.
+fn choose(sysfs: &Sysfs, choice: CpuEnergyChoice, cpuinfo: &str) -> Result<CpuEnergy, Error> {
+    let procfs = Sysfs::new();
+    procfs.write("cpuinfo", cpuinfo);
+    let roots = Roots {
+        sysfs: sysfs.path().into(),
+        procfs: procfs.path().into(),
+        cgroupfs: None,
+        hostfs: None,
+    };
+    Opened::open(choice, &roots, 4)?.confirm()
 }
 
 #[test]
@@ -52,13 +68,11 @@ fn perf_reads_a_group_for_each_package() {
     assert_eq!(meter.domains()[3].package, 1);
 
     let mut sample = || {
-        let mut readings: Vec<Option<Reading>> = Vec::new();
-        let mut problems = Vec::new();
+        let mut readings: Vec<Result<Reading, String>> = Vec::new();
         let before = monotonic_ns();
-        meter.read(0, &[], &mut readings, &mut problems);
+        meter.read(&mut readings);
         let after = monotonic_ns();
-        assert_eq!(problems, [""; 0]);
-        (before, readings.into_iter().map(Option::unwrap).collect::<Vec<_>>(), after)
+        (before, readings.into_iter().map(Result::unwrap).collect::<Vec<_>>(), after)
     };
     let first = sample();
     std::thread::sleep(Duration::from_millis(100));
@@ -80,18 +94,86 @@ fn perf_reads_a_group_for_each_package() {
 
 #[test]
 fn a_pmu_that_stays_at_zero_is_not_used() {
+    let by_name = |sysfs: &Sysfs| choose(sysfs, CpuEnergyChoice::Perf, "");
     let sysfs = perf_machine("0", &[("energy-pkg", NEVER, "1e-9")]);
-    assert_eq!(open_perf(&sysfs).unwrap_err(), Unavailable::Empty);
+    let Err(Error::Cannot(why)) = by_name(&sysfs) else { panic!() };
+    assert!(why.contains("stay at zero"), "{why}");
+    assert_eq!(
+        choose(&sysfs, CpuEnergyChoice::Auto, "").unwrap().source.kind,
+        CpuEnergyKind::Estimate
+    );
 
     let events = [("energy-pkg", CPU_CLOCK, "1e-9"), ("energy-ram", NEVER, "1e-9")];
-    let (mut meter, notes) = open_perf(&perf_machine("0-1", &events)).unwrap();
-    assert_eq!(names(&meter), ["package-0", "package-1"]);
+    let energy = by_name(&perf_machine("0-1", &events)).unwrap();
+    let (mut meter, notes) = (energy.meter.unwrap(), energy.notes);
+    assert_eq!(names(meter.as_ref()), ["package-0", "package-1"]);
     assert!(notes[0].contains("dram-0 is left out"), "{notes:?}");
-    let (mut readings, mut problems) = (Vec::new(), Vec::new());
-    meter.read(0, &[], &mut readings, &mut problems);
+    let mut readings = Vec::new();
+    meter.read(&mut readings);
     assert_eq!(readings.len(), 2);
-    assert!(readings.iter().all(|r| r.is_some_and(|r| r.count > 0)), "{readings:?}");
-    assert_eq!(problems, [""; 0]);
+    assert!(readings.iter().all(|r| r.as_ref().is_ok_and(|r| r.count > 0)), "{readings:?}");
+}
+
+#[test]
+fn one_event_that_cannot_be_opened_does_not_take_the_others_along() {
+    // A code that the kernel's software PMU does not have.
+    const REFUSED: &str = "event=0xee";
+    let cpus = |events: &[(&str, &str, &str)]| open_perf(&perf_machine("0-1", events));
+    let events = [("energy-pkg", CPU_CLOCK, "1e-9"), ("energy-ram", REFUSED, "1e-9")];
+    let (mut meter, notes) = cpus(&events).unwrap();
+    assert_eq!(names(&meter), ["package-0", "package-1"]);
+    assert_eq!(notes.len(), 2, "{notes:?}");
+    for (note, name) in notes.iter().zip(["dram-0", "dram-1"]) {
+        let begins = format!("{name} is left out: perf_event_open on CPU ");
+        assert!(note.starts_with(&begins), "{note}");
+    }
+    let mut readings = Vec::new();
+    meter.read(&mut readings);
+    assert!(readings.iter().all(Result::is_ok) && readings.len() == 2, "{readings:?}");
+
+    // DRAM alone is no measurement of the CPU's energy; the reason is the package's.
+    let events = [("energy-pkg", REFUSED, "1e-9"), ("energy-ram", CPU_CLOCK, "1e-9")];
+    let Err(Unavailable::Broken(why)) = cpus(&events) else { panic!() };
+    assert!(why.starts_with("perf_event_open on it: "), "{why}");
+
+    // Described, but not how to count it.
+    let sysfs = perf_machine("0", &[("energy-pkg", CPU_CLOCK, "1e-9")]);
+    std::fs::remove_file(
+        sysfs.path().join("bus/event_source/devices/power/events/energy-pkg.unit"),
+    )
+    .unwrap();
+    let Err(Unavailable::Broken(why)) = open_perf(&sysfs) else { panic!() };
+    assert!(why.contains("energy-pkg.unit") && why.contains("No such file"), "{why}");
+    let sysfs = perf_machine("0", &[("energy-ram", CPU_CLOCK, "1e-9")]);
+    let Err(Unavailable::Broken(why)) = open_perf(&sysfs) else { panic!() };
+    assert_eq!(why, "it describes no energy-pkg event");
+}
+
+#[test]
+fn events_of_one_socket_are_one_where_the_maker_counts_by_socket() {
+    let events = [("energy-pkg", CPU_CLOCK, "1e-9")];
+    let dies = |cpumask| {
+        let sysfs = Sysfs::new();
+        for cpu in 0..4 {
+            sysfs.add_cpu(cpu, cpu as u32 / 2, cpu as u32 % 2);
+        }
+        sysfs.add_power_pmu(1, cpumask, &events);
+        sysfs
+    };
+    let open = |cpumask, vendor: &str| {
+        let cpuinfo = format!("processor\t: 0\nvendor_id\t: {vendor}\n");
+        choose(&dies(cpumask), CpuEnergyChoice::Auto, &cpuinfo).unwrap()
+    };
+    for vendor in ["AuthenticAMD", "HygonGenuine"] {
+        let energy = open("0-1", vendor);
+        assert_eq!(energy.source.domains, ["package-0"], "{vendor}");
+        // Both CPUs of the socket are counted with it.
+        assert_eq!(energy.topology.package_of_cpu, [0, 0, 1, 1].map(Some));
+        assert_eq!(energy.notes, [""; 0]);
+    }
+    let energy = open("0-1", "GenuineIntel");
+    assert_eq!(energy.source.domains, ["package-0-die-0", "package-0-die-1"]);
+    assert_eq!(energy.topology.package_of_cpu, [0, 1, 2, 2].map(Some));
 }
 
 #[test]

@@ -69,7 +69,7 @@ impl Probe {
         let cpus = aya::util::nr_cpus().expect("the number of possible CPUs");
         let cpu_time = CpuTime::load(LoadOptions {
             btf: Path::new("/sys/kernel/btf/vmlinux"),
-            package_of_cpu: vec![0; cpus],
+            package_of_cpu: vec![Some(0); cpus],
             packages: 1,
             v1_controller,
             hierarchy_id,

@@ -13,18 +13,19 @@ use std::time::Duration;
 use ecoprobe::base::error::Error;
 use ecoprobe::base::{Component, monotonic_ns};
 use ecoprobe::event::Domain;
-use ecoprobe::event::sources::{CpuEnergyKind, StaticPowerKind};
+use ecoprobe::event::sources::CpuEnergyKind;
 use ecoprobe::host::Roots;
-use ecoprobe::host::topology::Topology;
-use ecoprobe::meter::choose::CpuEnergyChoice;
+use ecoprobe::host::topology::{Grain, Topology};
+use ecoprobe::meter::choose::{CpuEnergyChoice, Opened};
 use ecoprobe::meter::rapl::Unavailable;
 use ecoprobe::meter::rapl::powercap::PowercapMeter;
-use ecoprobe::meter::{CpuEnergy, EnergyMeter, open_cpu_energy};
+use ecoprobe::meter::{CpuEnergy, EnergyMeter};
 use sim::cgroup::TestCgroup;
 use sim::{Feed, Feeder, Layout, Machine, Power, Sysfs};
 
 fn open(sysfs: &Sysfs) -> (PowercapMeter, Vec<String>) {
-    PowercapMeter::open(sysfs.path(), &Topology::read(sysfs.path(), 2)).unwrap()
+    let (meter, _, notes) = PowercapMeter::open(sysfs.path(), 2).unwrap();
+    (meter, notes)
 }
 
 fn names(meter: &impl EnergyMeter) -> Vec<&str> {
@@ -33,15 +34,19 @@ fn names(meter: &impl EnergyMeter) -> Vec<&str> {
 
 /// Reads once: counts and problems.
 fn read(meter: &mut impl EnergyMeter) -> (Vec<Option<u64>>, Vec<String>) {
-    let (mut readings, mut problems) = (vec![None; 99], Vec::new());
+    let mut readings = vec![Err("of the read before".to_owned()); 99];
     let before = monotonic_ns();
-    meter.read(0, &[], &mut readings, &mut problems);
+    meter.read(&mut readings);
     let after = monotonic_ns();
     assert_eq!(readings.len(), meter.domains().len());
     for reading in readings.iter().flatten() {
         assert!((before..=after).contains(&reading.mono_ns), "a reading carries its own time");
     }
-    (readings.into_iter().map(|reading| reading.map(|reading| reading.count)).collect(), problems)
+    let problems = readings.iter().filter_map(|reading| reading.clone().err()).collect();
+    (
+        readings.into_iter().map(|reading| reading.ok().map(|reading| reading.count)).collect(),
+        problems,
+    )
 }
 
 #[test]
@@ -88,8 +93,8 @@ fn eight_packages_on_a_small_machine() {
     let sysfs = Machine::new(8).build();
     sysfs.add_cpu(0, 0, 0);
     sysfs.add_cpu(1, 3, 0);
-    let topology = Topology::read(sysfs.path(), 2);
-    assert_eq!((topology.packages.len(), topology.package_of_cpu), (8, vec![0, 3]));
+    let topology = Topology::read(sysfs.path(), 2, Grain::default());
+    assert_eq!((topology.packages.len(), topology.package_of_cpu), (8, vec![Some(0), Some(3)]));
     let (mut meter, _) = open(&sysfs);
     for package in 0..8 {
         sysfs.zone(&format!("package-{package}")).set(package);
@@ -104,9 +109,8 @@ fn dies_are_packages_where_the_zones_say_so() {
     for cpu in 0..4 {
         sysfs.add_cpu(cpu, cpu as u32 / 2, cpu as u32 % 2);
     }
-    let topology = Topology::read(sysfs.path(), 4);
-    assert_eq!(topology.package_of_cpu, [0, 1, 2, 3]);
-    let (meter, _) = PowercapMeter::open(sysfs.path(), &topology).unwrap();
+    let (meter, topology, _) = PowercapMeter::open(sysfs.path(), 4).unwrap();
+    assert_eq!(topology.package_of_cpu, [0, 1, 2, 3].map(Some));
     assert_eq!(
         names(&meter)[..4],
         ["package-0-die-0", "dram-0-die-0", "package-0-die-1", "dram-0-die-1"]
@@ -172,7 +176,8 @@ fn nonsense_is_a_problem_never_a_zero() {
         let (counts, problems) = read(&mut meter);
         assert_eq!(counts, [None, Some(42)], "{nonsense:?}");
         assert_eq!(problems.len(), 1, "{nonsense:?}: {problems:?}");
-        assert!(problems[0].starts_with("package-0 cannot be read: "), "{problems:?}");
+        // Which domain it is about, its place says.
+        assert!(problems[0].contains("/energy_uj "), "{problems:?}");
         package.set(7);
         assert_eq!(read(&mut meter), (vec![Some(7), Some(42)], vec![]), "after {nonsense:?}");
     }
@@ -227,8 +232,7 @@ fn what_cannot_be_read_at_the_start_is_left_out_and_said() {
     assert!(notes[0].starts_with("package-1 is left out: "), "{notes:?}");
 
     sysfs.zone("package-0").set_text("no\n");
-    let topology = Topology::read(sysfs.path(), 2);
-    let error = PowercapMeter::open(sysfs.path(), &topology).unwrap_err();
+    let error = PowercapMeter::open(sysfs.path(), 2).unwrap_err();
     assert!(matches!(&error, Unavailable::Broken(why) if why.contains("holds `no`")), "{error}");
 }
 
@@ -242,9 +246,8 @@ fn what_is_for_root_only_is_not_called_missing() {
     // Of one thread only: somebody who is not root, as far as files go.
     let nobody = std::thread::spawn(move || {
         nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65_534));
-        let topology = Topology::read(&path, 2);
         let by_name = choose(&path, CpuEnergyChoice::Powercap);
-        (PowercapMeter::open(&path, &topology).map(|_| ()), by_name.map(|_| ()))
+        (PowercapMeter::open(&path, 2).map(|_| ()), by_name.map(|_| ()))
     });
     let (opened, by_name) = nobody.join().unwrap();
     let known_as = sysfs.path().join("class/powercap/intel-rapl:0/energy_uj");
@@ -280,8 +283,7 @@ fn a_writer_that_truncates_first_never_makes_a_zero() {
 #[test]
 fn no_zones_are_absent_whatever_else_is_there() {
     let sysfs = Sysfs::new();
-    let topology = Topology::read(sysfs.path(), 2);
-    let absent = |sysfs: &Sysfs| PowercapMeter::open(sysfs.path(), &topology).unwrap_err();
+    let absent = |sysfs: &Sysfs| PowercapMeter::open(sysfs.path(), 2).unwrap_err();
     assert_eq!(absent(&sysfs), Unavailable::Absent);
     // powercap present without zones, and things that only look like zones.
     for odd in ["intel-rapl", "intel-rapl:x", "dtpm:0", "intel-rapl:0:0:0"] {
@@ -331,17 +333,17 @@ fn a_fed_counter_is_its_truth_through_wraps() {
     let feeder =
         Feeder::start(period, vec![feed("package-0", 40.0, 990_000), feed("dram-0", 5.0, 0)]);
     let (mut meter, _) = open(&sysfs);
-    let (mut readings, mut problems) = (Vec::new(), Vec::new());
+    let mut readings = Vec::new();
     let mut last = [990_000_u64, 0];
     let mut total = [0_u64; 2];
     let mut wraps = 0;
     for _ in 0..25 {
         std::thread::sleep(Duration::from_millis(8));
         let before = feeder.truth();
-        meter.read(0, &[], &mut readings, &mut problems);
+        meter.read(&mut readings);
         let after = feeder.truth();
         for domain in 0..2 {
-            let count = readings[domain].unwrap().count;
+            let count = readings[domain].as_ref().unwrap().count;
             wraps += usize::from(count < last[domain]);
             total[domain] += (count + 1_000_000 - last[domain]) % 1_000_000;
             last[domain] = count;
@@ -350,7 +352,6 @@ fn a_fed_counter_is_its_truth_through_wraps() {
             assert!(bracket.contains(&total[domain]), "{} not in {bracket:?}", total[domain]);
         }
     }
-    assert_eq!(problems, [""; 0]);
     assert!(wraps >= 5, "{wraps} wraps");
     let now = monotonic_ns();
     let past = feeder.truth_at(now - 50_000_000);
@@ -365,7 +366,7 @@ const NEVER: &str = "event=0x08";
 fn choose(sysfs: &Path, choice: CpuEnergyChoice) -> Result<CpuEnergy, Error> {
     let procfs = PathBuf::from("/proc");
     let roots = Roots { sysfs: sysfs.to_owned(), procfs, cgroupfs: None, hostfs: None };
-    open_cpu_energy(choice, &roots, &Topology::read(sysfs, 2))
+    Opened::open(choice, &roots, 2)?.confirm()
 }
 
 #[test]
@@ -376,9 +377,8 @@ fn sources_are_chosen_by_what_the_machine_has() {
     let estimate = auto(&bare);
     assert_eq!(estimate.source.kind, CpuEnergyKind::Estimate);
     assert_eq!(estimate.source.domains, ["package-0"]);
-    assert!(estimate.source.basis.is_some() && !estimate.notes.is_empty());
-    assert_eq!(estimate.static_power.kind, StaticPowerKind::Estimate);
-    assert!(estimate.static_power.watts["package-0"] > Some(0.0));
+    assert!(estimate.meter.is_none() && !estimate.notes.is_empty());
+    assert_eq!(estimate.cpu.online_cpus.len(), 1);
     for choice in [CpuEnergyChoice::Perf, CpuEnergyChoice::Powercap] {
         assert!(matches!(choose(bare.path(), choice), Err(Error::Cannot(_))));
     }
@@ -386,10 +386,12 @@ fn sources_are_chosen_by_what_the_machine_has() {
     assert!(none.meter.is_none() && none.source.kind == CpuEnergyKind::None);
 
     let sysfs = Machine::new(2).with("dram").build();
+    for key in ["package-0", "dram-0", "package-1", "dram-1"] {
+        sysfs.zone(key).set(1_000_000);
+    }
     let powercap = auto(&sysfs);
     assert_eq!(powercap.source.kind, CpuEnergyKind::Powercap);
     assert_eq!(powercap.source.domains.len(), 4);
-    assert_eq!(powercap.static_power.kind, StaticPowerKind::None);
     assert_eq!(powercap.notes, [""; 0]);
 
     sysfs.add_power_pmu(1, "0", &[("energy-pkg", NEVER, "1e-9")]);
@@ -424,4 +426,142 @@ fn a_load_draws_by_the_cpu_time_of_its_cgroup() {
     assert!(truth.jobs_j[0] > 0.1 && truth.jobs_j[1] == 0.0, "{truth:?}");
     assert_eq!(truth.dynamic_j, truth.jobs_j[0]);
     assert!(read(&mut meter).0[0] >= Some((truth.total_j() * 1e6) as u64));
+}
+
+/// Two dies with a zone each; the second one's counter is `second`'s business.
+fn two_dies(second: impl FnOnce(&Sysfs)) -> Sysfs {
+    let sysfs = Machine::new(1).dies(2).build();
+    for cpu in 0..4 {
+        sysfs.add_cpu(cpu, 0, cpu as u32 / 2);
+    }
+    second(&sysfs);
+    sysfs
+}
+
+fn feed(sysfs: &Sysfs, die: u32, watts: f64) -> Feed {
+    let zone = sysfs.zone(&format!("package-0-die-{die}"));
+    Feed { zone, start_uj: 5_000_000, power: Power::constant(watts) }
+}
+
+#[test]
+fn dies_that_show_one_counter_are_one_package() {
+    let sysfs = two_dies(|sysfs| {
+        let [first, second] = [0, 1].map(|die| sysfs.zone(&format!("package-0-die-{die}")));
+        second.remove();
+        fs::hard_link(first.energy(), second.energy()).unwrap();
+    });
+    let _feeder = Feeder::start(Duration::from_millis(3), vec![feed(&sysfs, 0, 40.0)]);
+    let (meter, topology, notes) = PowercapMeter::open(sysfs.path(), 4).unwrap();
+    assert_eq!(names(&meter), ["package-0"]);
+    // The CPUs of both dies draw what it counts.
+    assert_eq!(topology.packages.len(), 1);
+    assert_eq!(topology.package_of_cpu, [Some(0); 4]);
+    assert_eq!(notes, ["intel-rapl:1 shows intel-rapl:0 again: left out"]);
+}
+
+#[test]
+fn dies_with_counters_of_their_own_stay_two_however_alike_they_are() {
+    let both = ["package-0-die-0", "package-0-die-1"];
+    let stay_two = |sysfs: &Sysfs| {
+        let (meter, topology, notes) = PowercapMeter::open(sysfs.path(), 4).unwrap();
+        assert_eq!((names(&meter), notes.len()), (both.to_vec(), 0), "{notes:?}");
+        assert_eq!(topology.package_of_cpu, [0, 0, 1, 1].map(Some));
+    };
+    // Nothing runs: equal, once and for all that can be seen.
+    stay_two(&two_dies(|sysfs| both.iter().for_each(|die| sysfs.zone(die).set(7_000_000))));
+    // Different from the first look on.
+    let sysfs = two_dies(|sysfs| sysfs.zone(both[1]).set(9_000_000));
+    let _feeder = Feeder::start(Duration::from_millis(3), vec![feed(&sysfs, 0, 40.0)]);
+    stay_two(&sysfs);
+    // Equal when first looked at, and never again.
+    let sysfs = two_dies(|_| {});
+    let feeds = vec![feed(&sysfs, 0, 40.0), feed(&sysfs, 1, 60.0)];
+    let _feeder = Feeder::start(Duration::from_millis(20), feeds);
+    stay_two(&sysfs);
+}
+
+#[test]
+fn sockets_are_never_one_counter() {
+    // The same power from the same start: equal for ever.
+    let sysfs = Machine::new(2).build();
+    let [first, second] = [0, 1].map(|socket| sysfs.zone(&format!("package-{socket}")));
+    second.remove();
+    fs::hard_link(first.energy(), second.energy()).unwrap();
+    let feed = Feed { zone: first, start_uj: 5, power: Power::constant(40.0) };
+    let _feeder = Feeder::start(Duration::from_millis(3), vec![feed]);
+    assert_eq!(names(&open(&sysfs).0), ["package-0", "package-1"]);
+}
+
+#[test]
+fn counters_that_stand_at_zero_give_way() {
+    let auto = |sysfs: &Sysfs| choose(sysfs.path(), CpuEnergyChoice::Auto).unwrap();
+    let sysfs = Machine::new(2).with("dram").build();
+    let dead = auto(&sysfs);
+    assert_eq!((dead.source.kind, dead.meter.is_none()), (CpuEnergyKind::Estimate, true));
+    assert!(dead.notes[0].contains("powercap: the counters stay at zero"), "{:?}", dead.notes);
+    let Err(Error::Cannot(why)) = choose(sysfs.path(), CpuEnergyChoice::Powercap) else { panic!() };
+    assert!(why.contains("stay at zero"), "{why}");
+
+    // One of them lives, if only by having counted once: it is measured, the others are not 0.
+    sysfs.zone("package-1").set(1);
+    let some = auto(&sysfs);
+    assert_eq!(some.source.kind, CpuEnergyKind::Powercap);
+    assert_eq!(some.source.domains, ["package-1"]);
+    assert_eq!((some.topology.packages.len(), some.notes.len()), (2, 3), "{:?}", some.notes);
+    assert!(some.notes[0].starts_with("package-0 is left out: "), "{:?}", some.notes);
+    let mut meter = some.meter.unwrap();
+    let mut readings = Vec::new();
+    meter.read(&mut readings);
+    assert_eq!(readings.len(), 1);
+    assert_eq!(readings[0].as_ref().unwrap().count, 1);
+
+    // A counter that has only just begun, and DRAM that nobody has switched on.
+    let sysfs = Machine::new(1).with("dram").build();
+    let zone = sysfs.zone("package-0");
+    let power = Power::constant(40.0);
+    let _feeder = Feeder::start(Duration::from_millis(20), vec![Feed { zone, start_uj: 0, power }]);
+    assert_eq!(auto(&sysfs).source.domains, ["package-0"]);
+}
+
+#[test]
+fn a_dead_pmu_gives_way_to_zones_that_live() {
+    let sysfs = two_dies(|sysfs| sysfs.zone("package-0-die-1").set(2_000_000));
+    sysfs.zone("package-0-die-0").set(1_000_000);
+    sysfs.add_power_pmu(1, "0", &[("energy-pkg", NEVER, "1e-9")]);
+    let roots = Roots { sysfs: sysfs.path().into(), ..Roots::default() };
+    let opened = Opened::open(CpuEnergyChoice::Auto, &roots, 4).unwrap();
+    assert_eq!(opened.topology().packages.len(), 1);
+    let energy = opened.confirm().unwrap();
+    assert_eq!(energy.source.kind, CpuEnergyKind::Powercap);
+    // And with the source goes what a package is.
+    assert_eq!(energy.topology.package_of_cpu, [0, 0, 1, 1].map(Some));
+}
+
+#[test]
+fn zones_that_lead_nowhere_are_masked_not_absent() {
+    let masked = |sysfs: &Sysfs| PowercapMeter::open(sysfs.path(), 2).unwrap_err();
+    let class = |sysfs: &Sysfs, zone: &str| sysfs.path().join("class/powercap").join(zone);
+    // An empty file system lies over all that the links of the class lead to.
+    let sysfs = Machine::new(2).build();
+    let hidden = sysfs.path().join("devices/virtual/powercap");
+    fs::remove_dir_all(&hidden).unwrap();
+    fs::create_dir(&hidden).unwrap();
+    assert_eq!(masked(&sysfs), Unavailable::Masked(class(&sysfs, "intel-rapl:0")));
+    let Err(Error::Cannot(why)) = choose(sysfs.path(), CpuEnergyChoice::Powercap) else { panic!() };
+    assert!(why.contains("privileged") && why.contains("--sysfs"), "{why}");
+    assert!(!why.contains("modprobe"), "{why}");
+    // Or over a zone.
+    let sysfs = Machine::new(1).layout(Layout::Flat).build();
+    let zone = class(&sysfs, "intel-rapl:0");
+    fs::remove_dir_all(&zone).unwrap();
+    fs::create_dir(&zone).unwrap();
+    assert_eq!(masked(&sysfs), Unavailable::Masked(zone));
+    // One that can be read is read.
+    let sysfs = Machine::new(2).layout(Layout::Flat).build();
+    let zone = class(&sysfs, "intel-rapl:1");
+    fs::remove_dir_all(&zone).unwrap();
+    symlink("/nowhere", &zone).unwrap();
+    let (meter, notes) = open(&sysfs);
+    assert_eq!(names(&meter), ["package-0"]);
+    assert!(notes[0].contains("lead nowhere"), "{notes:?}");
 }

@@ -5,6 +5,9 @@
 
 pub mod settings;
 pub mod sources;
+mod wrap;
+
+pub use wrap::longest_interval;
 
 use std::collections::BTreeMap;
 

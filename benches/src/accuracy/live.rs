@@ -46,7 +46,7 @@ fn error(shape: Shape, duration: Duration) -> Result<f64> {
     let cgroup = TestCgroup::v2("bench");
     let mut probe = CpuTime::load(LoadOptions {
         btf: Path::new("/sys/kernel/btf/vmlinux"),
-        package_of_cpu: vec![0; aya::util::nr_cpus().map_err(|(_, error)| error)?],
+        package_of_cpu: vec![Some(0); aya::util::nr_cpus().map_err(|(_, error)| error)?],
         packages: 1,
         v1_controller: None,
         hierarchy_id: 0,

@@ -50,7 +50,7 @@ impl Attached {
     pub(super) fn ours(hook: Hook, selected: &[u64]) -> Result<Self> {
         let mut probe = CpuTime::load(LoadOptions {
             btf: Path::new(BTF),
-            package_of_cpu: vec![0; aya::util::nr_cpus().map_err(|(_, error)| error)?],
+            package_of_cpu: vec![Some(0); aya::util::nr_cpus().map_err(|(_, error)| error)?],
             packages: 1,
             v1_controller: None,
             hierarchy_id: 0,

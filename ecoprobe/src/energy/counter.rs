@@ -1,277 +1,370 @@
-//! What lies between two readings of one energy counter.
+//! One energy counter over time: which of its readings are believed.
 //!
-//! Counters wrap, are reset, freeze and jump. Only a difference that has exactly one explanation
-//! becomes joules; everything else keeps its name, so that the report can say what is missing.
+//! No reading is believed by itself. One that does not follow from the last believed reading, the
+//! base, is kept apart as the suspect, and the base stays; the reading after it tells which of the
+//! two was wrong. A counter that stepped aside once thus loses nothing, and one that was reset goes
+//! on from where it was reset to. What is billed are spans of time that never overlap, none of them
+//! with more than the hardware can draw.
 
+use std::collections::BTreeMap;
+
+use super::delta::{Delta, Doubt, SLACK, delta, in_range};
 use crate::base::{Joules, Seconds, Watts};
 use crate::event::{Domain, Reading};
 
-/// How much longer than the time between two readings the energy between them may have flowed.
-/// RAPL refreshes about once a millisecond, and a reader may be preempted between the clock and
-/// the counter; without this allowance very short windows would be refused falsely.
-pub const SLACK: Seconds = Seconds(0.010);
+/// A power is steep if it is more than this part of the most that the hardware can draw and so many
+/// times the highest seen before. Load may do that, so it is billed, but not before a second reading
+/// agrees.
+const STEEP: (f64, f64) = (1.0 / 8.0, 4.0);
 
-/// The difference of two readings of one counter.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Delta {
-    /// There is nothing to compare with: this reading is where counting starts.
-    First,
-    /// The counter advanced by so many counts.
-    Advance(u64),
-    /// The counter passed the end of its range once; so many counts in all.
-    Wrapped(u64),
-    /// More than one advance would explain these readings.
-    Ambiguous(Doubt),
-    /// The one advance that would explain them is more than the hardware can draw.
-    Refused { joules: Joules, watts: Watts },
-    /// The counter read a value that it does not have.
-    OutOfRange,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Doubt {
-    /// So much time passed that the counter may have wrapped once more than it shows.
-    MoreWraps,
-    /// A counter that never wraps is lower than before: it was reset, some time in between.
-    WentBack,
-    /// The second reading is older than the first.
-    TimeWentBack,
-}
-
-impl Delta {
-    /// The advance, where there is one to trust.
-    pub fn counts(self) -> Option<u64> {
-        match self {
-            Self::Advance(counts) | Self::Wrapped(counts) => Some(counts),
-            _ => None,
-        }
-    }
-}
-
-/// True if the counter of `domain` can have this value at all.
-pub fn in_range(domain: &Domain, reading: Reading) -> bool {
-    domain.range.is_none_or(|range| reading.count < range)
-}
-
-/// Compares two readings of the counter of `domain`.
-pub fn delta(domain: &Domain, previous: Option<Reading>, now: Reading) -> Delta {
-    if !in_range(domain, now) {
-        return Delta::OutOfRange;
-    }
-    let Some(previous) = previous.filter(|&reading| in_range(domain, reading)) else {
-        return Delta::First;
-    };
-    let Some(elapsed_ns) = now.mono_ns.checked_sub(previous.mono_ns) else {
-        return Delta::Ambiguous(Doubt::TimeWentBack);
-    };
-
-    let (counts, delta) = match (now.count.checked_sub(previous.count), domain.range) {
-        (Some(counts), _) => (counts, Delta::Advance(counts)),
-        // Both are below the range, so neither step can overflow.
-        (None, Some(range)) => {
-            let counts = range - previous.count + now.count;
-            (counts, Delta::Wrapped(counts))
-        }
-        (None, None) => return Delta::Ambiguous(Doubt::WentBack),
-    };
-
-    let elapsed = Seconds::from_ns(elapsed_ns) + SLACK;
-    let most = Watts(domain.max_watts) * elapsed;
-    let joules = |counts: f64| Joules(counts * domain.joules_per_count);
-    let drawn = joules(counts as f64);
-    // Written so that a NaN from a damaged recording is refused.
-    if !(Joules(0.0)..=most).contains(&drawn) {
-        return Delta::Refused { joules: drawn, watts: drawn / elapsed };
-    }
-    match domain.range {
-        Some(range) if joules(counts as f64 + range as f64) <= most => {
-            Delta::Ambiguous(Doubt::MoreWraps)
-        }
-        _ => delta,
-    }
-}
-
-/// One counter, from reading to reading.
-#[derive(Debug, Clone, Default)]
-pub struct Counter {
-    base: Option<Reading>,
-}
-
-/// What a reading tells.
+/// What one reading tells.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Outcome {
     /// Counting starts here.
     First,
-    /// What was drawn between two readings.
+    /// What was drawn between two instants. They are more than a window apart where readings before
+    /// this one could not be had, or were not believed.
     Energy { from_ns: u64, to_ns: u64, joules: Joules },
-    /// What was drawn since the base is not known, or not yet.
+    /// Of the newest window nothing is known, for now: a later span may cover it.
     Missing(Reason),
 }
 
-/// Why windows have no energy.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// Why a window has no energy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
     Unread,
     MoreWraps,
     WentBack,
     Disorder,
-    TooMuch(Watts),
+    TooMuch,
     OutOfRange,
+    /// It rose far faster than ever before, and no reading has confirmed that yet.
+    Unconfirmed,
+}
+
+/// Windows without energy.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Missing {
+    pub windows: u64,
+    pub seconds: f64,
+    /// Of [`Reason::TooMuch`].
+    pub worst: Watts,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Tally(BTreeMap<Reason, Missing>);
+
+impl Tally {
+    fn add(&mut self, reason: Reason, more: Missing) {
+        let missing = self.0.entry(reason).or_default();
+        missing.windows += more.windows;
+        missing.seconds += more.seconds;
+        if more.worst > missing.worst {
+            missing.worst = more.worst;
+        }
+    }
+
+    fn take(&mut self, other: &mut Self) {
+        for (reason, missing) in std::mem::take(&mut other.0) {
+            self.add(reason, missing);
+        }
+    }
+}
+
+/// The readings of one counter, and what of them is billed.
+#[derive(Debug, Clone, Default)]
+pub struct Counter {
+    /// The last reading that is believed: everything up to it is billed, or missing for good.
+    base: Option<Reading>,
+    /// Power of the newest energy, and the highest of all; `None` before the first.
+    power: Option<Watts>,
+    highest: Option<Watts>,
+    suspect: Option<Suspect>,
+    former: Option<Former>,
+    previous_ns: Option<u64>,
+    /// Windows since the base, up to the suspect and after it: a span that is believed later covers
+    /// them.
+    before: Tally,
+    after: Tally,
+    /// Windows whose energy will not come any more.
+    missing: Tally,
+    /// Readings since the base that were not believed, and all that turned out to be wrong.
+    refused: u64,
+    passed_over: u64,
+}
+
+/// A reading that does not follow from the base.
+#[derive(Debug, Clone, Copy)]
+struct Suspect {
+    reading: Reading,
+    /// Its distance from the base, where it would follow but for being so steep.
+    steep: Option<u64>,
+}
+
+/// What the counter showed before it went back, and where it began again.
+#[derive(Debug, Clone, Copy)]
+struct Former {
+    last: Reading,
+    start: Reading,
 }
 
 impl Counter {
-    pub fn advance(&mut self, domain: &Domain, reading: Option<Reading>) -> Outcome {
-        let previous = std::mem::replace(&mut self.base, reading);
-        match reading.map(|now| (now, delta(domain, previous, now))) {
-            Some((_, Delta::First)) if previous.is_some() => Outcome::Missing(Reason::OutOfRange),
-            None => Outcome::Missing(Reason::Unread),
-            Some((_, Delta::First)) => Outcome::First,
-            Some((_, Delta::Ambiguous(Doubt::MoreWraps))) => Outcome::Missing(Reason::MoreWraps),
-            Some((_, Delta::Ambiguous(Doubt::WentBack))) => Outcome::Missing(Reason::WentBack),
-            Some((_, Delta::Ambiguous(Doubt::TimeWentBack))) => Outcome::Missing(Reason::Disorder),
-            Some((_, Delta::OutOfRange)) => Outcome::Missing(Reason::OutOfRange),
-            Some((_, Delta::Refused { watts, .. })) => Outcome::Missing(Reason::TooMuch(watts)),
-            Some((now, Delta::Advance(counts) | Delta::Wrapped(counts))) => Outcome::Energy {
-                from_ns: previous.map_or(now.mono_ns, |previous| previous.mono_ns),
-                to_ns: now.mono_ns,
-                joules: Joules(counts as f64 * domain.joules_per_count),
-            },
+    /// Takes in the sample of `at_ns`, with the counter's own reading if it could be had.
+    pub fn advance(&mut self, domain: &Domain, at_ns: u64, reading: Option<Reading>) -> Outcome {
+        let previous_ns = self.previous_ns.replace(at_ns);
+        let length = previous_ns.map_or(0, |previous| at_ns.saturating_sub(previous));
+        let window = Missing {
+            windows: u64::from(length > 0),
+            seconds: Seconds::from_ns(length).0,
+            worst: Watts(0.0),
+        };
+        let Some(now) = reading else { return self.unknown(Reason::Unread, window) };
+        if !in_range(domain, now) {
+            self.refused += 1;
+            return self.unknown(Reason::OutOfRange, window);
+        }
+        let Some(base) = self.base else {
+            // What was drawn before the first reading nobody knows.
+            self.after.add(Reason::Unread, window);
+            self.begin_at(now);
+            return Outcome::First;
+        };
+        match self.suspect {
+            None => self.after_belief(domain, base, now, window),
+            Some(suspect) => self.after_doubt(domain, base, suspect, now, window),
         }
     }
+
+    /// The end of the readings: what still waited for another reading is believed now.
+    pub fn finish(&mut self, domain: &Domain) -> Option<Outcome> {
+        let (base, suspect) = (self.base?, self.suspect?);
+        Some(self.believe(domain, base, suspect.reading, suspect.steep?))
+    }
+
+    /// Up to when the counter's energy is known.
+    pub fn base(&self) -> Option<Reading> {
+        self.base
+    }
+
+    /// Windows whose energy is not billed, so far as is known now.
+    pub fn missing(&self) -> BTreeMap<Reason, Missing> {
+        let mut all = self.missing.clone();
+        all.take(&mut self.before.clone());
+        all.take(&mut self.after.clone());
+        all.0.retain(|_, missing| missing.windows > 0);
+        all.0
+    }
+
+    fn after_belief(
+        &mut self,
+        domain: &Domain,
+        base: Reading,
+        now: Reading,
+        window: Missing,
+    ) -> Outcome {
+        let step = delta(domain, Some(base), now);
+        match step {
+            Delta::Advance(_) if self.is_back_on_the_former_line(domain, base, now) => {
+                self.after.add(Reason::WentBack, window);
+                self.begin_at(now);
+                Outcome::Missing(Reason::WentBack)
+            }
+            Delta::Advance(counts) | Delta::Wrapped(counts) => {
+                let power = power(domain, counts, base, now);
+                let (part, times) = STEEP;
+                let steep = |highest: Watts| power > highest * times;
+                if power.0 > domain.max_watts * part && self.highest.is_some_and(steep) {
+                    let suspect = Suspect { reading: now, steep: Some(counts) };
+                    return self.doubt(suspect, Reason::Unconfirmed, window);
+                }
+                self.believe(domain, base, now, counts)
+            }
+            refused => self.refuse(refused, now, window),
+        }
+    }
+
+    fn after_doubt(
+        &mut self,
+        domain: &Domain,
+        base: Reading,
+        suspect: Suspect,
+        now: Reading,
+        window: Missing,
+    ) -> Outcome {
+        let from_base = delta(domain, Some(base), now);
+        let from_suspect = delta(domain, Some(suspect.reading), now);
+        match (from_base.counts(), from_suspect.counts(), suspect.steep) {
+            (_, Some(counts), Some(steep)) => {
+                self.refused = self.refused.saturating_sub(1);
+                self.believe(domain, base, now, steep.saturating_add(counts))
+            }
+            (Some(counts), None, _) => self.believe(domain, base, now, counts),
+            (None, Some(counts), _) => self.begin_anew(domain, base, suspect, now, counts),
+            (Some(old), Some(new), None) => {
+                let from = |from: Reading, counts| power(domain, counts, from, now);
+                if self.is_likelier(domain, from(base, old), from(suspect.reading, new)) {
+                    self.believe(domain, base, now, old)
+                } else {
+                    self.begin_anew(domain, base, suspect, now, new)
+                }
+            }
+            (None, None, _) => self.refuse(from_base, now, window),
+        }
+    }
+
+    /// Of two powers that would explain the same reading, whether the first is nearer to what was
+    /// drawn before; if nothing is known of that, whether it is the lower one.
+    fn is_likelier(&self, domain: &Domain, first: Watts, second: Watts) -> bool {
+        let Some(known) = self.power else { return first <= second };
+        // Near zero, ratios mean nothing.
+        let floor = Watts(domain.max_watts * 1e-3);
+        let distance = |power: Watts| ((power + floor).0 / (known + floor).0).ln().abs();
+        distance(first) <= distance(second)
+    }
+
+    /// A counter that went back, and then in one step to where it would be if it never had: what it
+    /// showed meanwhile was wrong, and that step is no energy.
+    fn is_back_on_the_former_line(&self, domain: &Domain, base: Reading, now: Reading) -> bool {
+        let Some(Former { last, start }) = self.former else { return false };
+        let crosses = (base.count + 1..=now.count).contains(&last.count);
+        let power = |from: Reading, to: Reading| {
+            power(domain, to.count.saturating_sub(from.count), from, to)
+        };
+        // A counter that was really reset passes its old value at the pace it had since.
+        crosses
+            && delta(domain, Some(last), now).counts().is_some()
+            && power(base, now) > power(start, base) * 2.0
+    }
+
+    fn refuse(&mut self, why: Delta, now: Reading, mut window: Missing) -> Outcome {
+        let reason = match why {
+            Delta::Ambiguous(Doubt::TimeWentBack) => {
+                return self.unknown(Reason::Disorder, window);
+            }
+            Delta::Ambiguous(Doubt::MoreWraps) => {
+                // Nothing is wrong with the reading: too much time went by.
+                self.after.add(Reason::MoreWraps, window);
+                self.begin_at(now);
+                return Outcome::Missing(Reason::MoreWraps);
+            }
+            // A counter that could not be read meanwhile may well have begun again.
+            _ if self.after.0.contains_key(&Reason::Unread) => Reason::Unread,
+            Delta::Refused { watts, .. } => {
+                window.worst = watts;
+                Reason::TooMuch
+            }
+            Delta::OutOfRange => Reason::OutOfRange,
+            _ => Reason::WentBack,
+        };
+        self.doubt(Suspect { reading: now, steep: None }, reason, window)
+    }
+
+    fn unknown(&mut self, reason: Reason, window: Missing) -> Outcome {
+        self.after.add(reason, window);
+        Outcome::Missing(reason)
+    }
+
+    fn doubt(&mut self, suspect: Suspect, reason: Reason, window: Missing) -> Outcome {
+        self.refused += 1;
+        self.suspect = Some(suspect);
+        self.before.take(&mut self.after);
+        self.before.add(reason, window);
+        Outcome::Missing(reason)
+    }
+
+    /// Nothing before `now` will be billed any more.
+    fn begin_at(&mut self, now: Reading) {
+        self.missing.take(&mut self.before);
+        self.missing.take(&mut self.after);
+        (self.base, self.suspect, self.former) = (Some(now), None, None);
+        self.refused = 0;
+    }
+
+    /// The suspect was right: the counter went on from there.
+    fn begin_anew(
+        &mut self,
+        domain: &Domain,
+        base: Reading,
+        suspect: Suspect,
+        now: Reading,
+        counts: u64,
+    ) -> Outcome {
+        let start = suspect.reading;
+        self.missing.take(&mut self.before);
+        self.refused = 0;
+        self.former = (start.count < base.count).then_some(Former { last: base, start });
+        self.believe(domain, start, now, counts)
+    }
+
+    fn believe(&mut self, domain: &Domain, from: Reading, now: Reading, counts: u64) -> Outcome {
+        let energy = joules(domain, counts);
+        let power = power(domain, counts, from, now);
+        self.power = Some(power);
+        self.highest = self.highest.filter(|highest| *highest >= power).or(Some(power));
+        self.former = self.former.filter(|former| now.count < former.last.count);
+        (self.base, self.suspect) = (Some(now), None);
+        (self.before, self.after) = (Tally::default(), Tally::default());
+        self.passed_over += std::mem::take(&mut self.refused);
+        Outcome::Energy { from_ns: from.mono_ns, to_ns: now.mono_ns, joules: energy }
+    }
+
+    /// A sentence for each reason why energy of `domain` is missing, and one for what was not
+    /// believed without loss.
+    pub fn sentences(&self, domain: &Domain) -> Vec<String> {
+        let name = &domain.name;
+        let missing = self.missing();
+        let mut sentences: Vec<_> = missing
+            .iter()
+            .map(|(reason, Missing { windows, seconds, worst })| {
+                let why = match reason {
+                    Reason::Unread => "the counter could not be read".to_owned(),
+                    Reason::MoreWraps => "the counter may have wrapped more than once between two \
+                         readings; a shorter --interval avoids that"
+                        .to_owned(),
+                    Reason::WentBack => "the counter was reset".to_owned(),
+                    Reason::Disorder => "its readings are not in the order of time".to_owned(),
+                    Reason::TooMuch => format!(
+                        "the counter jumped by more than the hardware can draw ({:.0} W; at most \
+                         {:.0} W)",
+                        worst.0, domain.max_watts
+                    ),
+                    Reason::OutOfRange => "the counter showed a value beyond its range".to_owned(),
+                    Reason::Unconfirmed => "the counter rose far faster than before, and no \
+                         reading confirmed it"
+                        .to_owned(),
+                };
+                let plural = if *windows == 1 { "" } else { "s" };
+                format!(
+                    "{name}: {windows} window{plural}, {seconds:.3} s in all, left out of every \
+                     energy figure (mean power, which is over the whole run, is too low for it): \
+                     {why}"
+                )
+            })
+            .collect();
+        match self.passed_over {
+            0 => {}
+            1 => sentences.push(format!(
+                "{name}: one reading of the counter was wrong and was passed over; its energy is \
+                 in the readings around it"
+            )),
+            count => sentences.push(format!(
+                "{name}: {count} readings of the counter were wrong and were passed over; their \
+                 energy is in the readings around them"
+            )),
+        }
+        sentences
+    }
+}
+
+/// Never of no time at all: the counter may have been refreshed just before or after.
+fn power(domain: &Domain, counts: u64, from: Reading, to: Reading) -> Watts {
+    let time = Seconds::from_ns(to.mono_ns.saturating_sub(from.mono_ns));
+    joules(domain, counts) / (time + SLACK)
+}
+
+fn joules(domain: &Domain, counts: u64) -> Joules {
+    Joules(counts as f64 * domain.joules_per_count)
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::base::Component;
-
-    const RANGE: u64 = 1 << 32;
-
-    fn domain(range: Option<u64>) -> Domain {
-        Domain {
-            name: "package-0".into(),
-            component: Component::Cpu,
-            package: 0,
-            joules_per_count: 6.103515625e-5,
-            range,
-            max_watts: 500.0,
-        }
-    }
-
-    fn at(ms: u64, count: u64) -> Reading {
-        Reading { mono_ns: ms * 1_000_000, count }
-    }
-
-    fn between(range: Option<u64>, a: Reading, b: Reading) -> Delta {
-        delta(&domain(range), Some(a), b)
-    }
-
-    #[test]
-    fn the_first_reading_measures_nothing() {
-        assert_eq!(delta(&domain(None), None, at(0, 7)), Delta::First);
-        // Nor does the first one after nonsense.
-        assert_eq!(between(Some(RANGE), at(0, RANGE), at(1, 7)), Delta::First);
-    }
-
-    #[test]
-    fn a_32_bit_counter_wraps_exactly() {
-        assert_eq!(between(Some(RANGE), at(0, 5), at(1000, 1005)), Delta::Advance(1000));
-        assert_eq!(between(Some(RANGE), at(0, RANGE - 1), at(1000, 0)), Delta::Wrapped(1));
-        assert_eq!(between(Some(RANGE), at(0, RANGE - 3), at(1000, 4)), Delta::Wrapped(7));
-        // powercap's range is rarely a power of two.
-        let range = Some(262_143_328_850);
-        let mut microjoules = domain(range);
-        microjoules.joules_per_count = 1e-6;
-        let wrapped = delta(&microjoules, Some(at(0, 262_143_328_000)), at(1000, 150));
-        assert_eq!(wrapped, Delta::Wrapped(1000));
-    }
-
-    #[test]
-    fn the_widest_range_does_not_overflow() {
-        let mut wide = domain(Some(u64::MAX));
-        wide.joules_per_count = 1e-12;
-        assert_eq!(delta(&wide, Some(at(0, u64::MAX - 1)), at(1000, 1)), Delta::Wrapped(2));
-    }
-
-    #[test]
-    fn a_window_in_which_two_wraps_fit_is_ambiguous() {
-        // The range is 262,144 J: 524 s at 500 W.
-        let (first, now) = (at(0, 1_000_000), at(540_000, 1_000_016));
-        assert_eq!(between(Some(RANGE), first, now), Delta::Ambiguous(Doubt::MoreWraps));
-        assert_eq!(between(Some(RANGE), first, at(500_000, 1_000_016)), Delta::Advance(16));
-        assert_eq!(between(None, first, now), Delta::Advance(16));
-    }
-
-    #[test]
-    fn a_reset_is_never_taken_for_energy() {
-        let (high, low) = (at(0, 4_000_000_000), at(1000, 12));
-        assert_eq!(between(None, high, low), Delta::Ambiguous(Doubt::WentBack));
-        // A 32-bit counter that was reset looks like a wrap of an impossible size.
-        assert!(matches!(
-            between(Some(RANGE), at(0, 1_000_000_000), low),
-            Delta::Refused { watts: Watts(watts), .. } if watts > 100_000.0
-        ));
-    }
-
-    #[test]
-    fn more_than_the_hardware_can_draw_is_refused() {
-        let limit = |ms: u64| (500.0 * (ms as f64 * 1e-3 + SLACK.0) / 6.103515625e-5) as u64;
-        assert_eq!(between(None, at(0, 0), at(1000, limit(1000))), Delta::Advance(limit(1000)));
-        assert!(matches!(
-            between(None, at(0, 0), at(1000, limit(1000) + 1)),
-            Delta::Refused { .. }
-        ));
-    }
-
-    #[test]
-    fn a_refresh_at_the_edge_of_a_very_short_window_is_not_refused() {
-        // One refresh at 400 W, seen in a window of 50 µs.
-        let refresh = (400.0 * 0.001 / 6.103515625e-5) as u64;
-        let (a, b) =
-            (Reading { mono_ns: 0, count: 0 }, Reading { mono_ns: 50_000, count: refresh });
-        assert_eq!(between(None, a, b), Delta::Advance(refresh));
-        assert_eq!(between(None, at(5, 9), at(5, 9)), Delta::Advance(0));
-        assert!(matches!(between(None, at(5, 9), at(5, 1 << 40)), Delta::Refused { .. }));
-    }
-
-    #[test]
-    fn nonsense_is_named() {
-        assert_eq!(between(Some(100), at(0, 5), at(1, 100)), Delta::OutOfRange);
-        assert_eq!(delta(&domain(Some(100)), None, at(1, 100)), Delta::OutOfRange);
-        assert_eq!(between(None, at(2, 5), at(1, 6)), Delta::Ambiguous(Doubt::TimeWentBack));
-        let mut broken = domain(None);
-        broken.joules_per_count = f64::NAN;
-        assert!(matches!(delta(&broken, Some(at(0, 0)), at(1, 1)), Delta::Refused { .. }));
-    }
-
-    proptest! {
-        #[test]
-        fn what_was_drawn_is_what_is_counted(
-            start in 0..RANGE,
-            drawn in proptest::collection::vec(0u64..8_000_000, 1..50),
-        ) {
-            let mut previous = at(0, start);
-            let mut sum = 0;
-            for (second, counts) in drawn.iter().enumerate() {
-                let now = at(1000 * (second as u64 + 1), (previous.count + counts) % RANGE);
-                sum += between(Some(RANGE), previous, now).counts().unwrap();
-                previous = now;
-            }
-            prop_assert_eq!(sum, drawn.iter().sum::<u64>());
-        }
-
-        #[test]
-        fn any_two_readings_give_an_answer_within_the_limit(
-            range in proptest::option::of(1u64..), a_ns: u64, b_ns: u64, a: u64, b: u64,
-        ) {
-            let (first, now) =
-                (Reading { mono_ns: a_ns, count: a }, Reading { mono_ns: b_ns, count: b });
-            if let Some(counts) = between(range, first, now).counts() {
-                let most = 500.0 * ((b_ns - a_ns) as f64 * 1e-9 + SLACK.0);
-                prop_assert!(counts as f64 * 6.103515625e-5 <= most * (1.0 + 1e-12));
-            }
-        }
-    }
-}
+mod tests;

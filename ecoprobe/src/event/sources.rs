@@ -60,6 +60,22 @@ pub struct CpuEnergySource {
     pub basis: Option<String>,
 }
 
+/// What an estimate of the CPU's energy rests on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuFacts {
+    /// "GenuineIntel", "AuthenticAMD"; on Arm the implementer, "0x41".
+    pub vendor: String,
+    pub family: Option<u32>,
+    pub model: Option<u32>,
+    pub stepping: Option<u32>,
+    /// "AMD EPYC 7763 64-Core Processor"; empty where the processor does not say.
+    pub name: String,
+    /// Running under a hypervisor that says so.
+    pub virtual_machine: bool,
+    /// CPUs that are online, by package, in the order of `Header::packages`.
+    pub online_cpus: Vec<u64>,
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct GpuEnergySource {
     pub kind: GpuEnergyKind,

@@ -3,6 +3,30 @@
 use std::fs;
 use std::path::Path;
 
+use super::topology::Topology;
+use crate::event::sources::CpuFacts;
+
+/// The family of instruction sets, as far as energy counters depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Architecture {
+    X86,
+    Arm,
+    Power,
+    Other,
+}
+
+impl Architecture {
+    /// That of this program, for a machine that does not say.
+    fn ours() -> Self {
+        match std::env::consts::ARCH {
+            "x86" | "x86_64" => Self::X86,
+            "arm" | "aarch64" => Self::Arm,
+            "powerpc" | "powerpc64" => Self::Power,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// The processor, as far as it says. Of a mixed machine (big.LITTLE) the first CPU speaks for all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CpuModel {
@@ -19,6 +43,8 @@ pub struct CpuModel {
     pub online: Vec<usize>,
     /// Running under a hypervisor that says so.
     pub virtual_machine: bool,
+    /// `None` if cpuinfo looks like none that is known.
+    told_architecture: Option<Architecture>,
 }
 
 impl CpuModel {
@@ -27,11 +53,45 @@ impl CpuModel {
         Self::parse(&fs::read_to_string(procfs.join("cpuinfo")).unwrap_or_default())
     }
 
+    pub fn architecture(&self) -> Architecture {
+        self.told_architecture.unwrap_or_else(Architecture::ours)
+    }
+
+    /// A maker whose package counters are by socket, whatever dies its topology shows: the `power`
+    /// PMU of some kernels names a CPU for each CCD, and each of these events counts all of the
+    /// package (Linux: "perf/x86/rapl: Fix the energy-pkg event for AMD CPUs").
+    pub fn counts_by_socket(&self) -> bool {
+        matches!(self.vendor.as_str(), "AuthenticAMD" | "HygonGenuine")
+    }
+
+    /// What an estimate rests on.
+    pub fn facts(&self, topology: &Topology) -> CpuFacts {
+        CpuFacts {
+            vendor: self.vendor.clone(),
+            family: self.family,
+            model: self.model,
+            stepping: self.stepping,
+            name: self.name.clone(),
+            virtual_machine: self.virtual_machine,
+            // CPUs that could be plugged in one day draw nothing today.
+            online_cpus: topology.count(|cpu| self.online.is_empty() || self.online.contains(&cpu)),
+        }
+    }
+
     fn parse(cpuinfo: &str) -> Self {
         let mut cpu = Self::default();
         for line in cpuinfo.lines() {
             let Some((key, value)) = line.split_once(':') else { continue };
             let (key, value) = (key.trim(), value.trim());
+            let told = match key {
+                "vendor_id" if value.starts_with("IBM/") => Some(Architecture::Other),
+                "vendor_id" => Some(Architecture::X86),
+                "CPU implementer" => Some(Architecture::Arm),
+                "cpu" if value.starts_with("POWER") => Some(Architecture::Power),
+                "hart" | "isa" => Some(Architecture::Other),
+                _ => None,
+            };
+            cpu.told_architecture = cpu.told_architecture.or(told);
             match key {
                 "processor" => cpu.online.extend(value.parse::<usize>()),
                 "vendor_id" | "CPU implementer" if cpu.vendor.is_empty() => {
@@ -70,12 +130,21 @@ mod tests {
         let cpu = CpuModel::parse(text);
         assert_eq!((cpu.family, cpu.model, cpu.stepping), (Some(6), Some(85), Some(7)));
         assert_eq!((cpu.online.as_slice(), cpu.virtual_machine), (&[0, 3][..], true));
+        assert_eq!((cpu.architecture(), cpu.counts_by_socket()), (Architecture::X86, false));
 
         let text =
             "processor\t: 0\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU part\t: 0xd0c\n";
         let cpu = CpuModel::parse(text);
         assert_eq!((cpu.vendor.as_str(), cpu.model), ("0x41", Some(0xd0c)));
         assert!(!cpu.virtual_machine && cpu.name.is_empty());
+        assert_eq!(cpu.architecture(), Architecture::Arm);
+
+        let power = "processor\t: 0\ncpu\t\t: POWER9, altivec supported\nclock\t\t: 3.8GHz\n";
+        assert_eq!(CpuModel::parse(power).architecture(), Architecture::Power);
+        assert_eq!(CpuModel::default().architecture(), Architecture::ours());
+        for vendor in ["AuthenticAMD", "HygonGenuine"] {
+            assert!(CpuModel::parse(&format!("vendor_id : {vendor}\n")).counts_by_socket());
+        }
 
         assert_eq!(CpuModel::parse("\0\u{fffd}:::\nprocessor: x"), CpuModel::default());
     }

@@ -38,9 +38,16 @@ pub fn btf(sysfs: &Path) -> io::Result<KernelBtf> {
     Ok(KernelBtf { bytes: btf.len(), sched_switch })
 }
 
-/// Where the kernel shows its BTF.
+/// Where the kernel shows its BTF: under `sysfs`, or, if that is a tree without it (a container may
+/// have been given parts of /sys), under /sys: the running kernel's is the same everywhere.
 pub fn btf_path(sysfs: &Path) -> PathBuf {
-    sysfs.join("kernel/btf/vmlinux")
+    btf_path_or(sysfs, Path::new("/sys"))
+}
+
+fn btf_path_or(sysfs: &Path, ours: &Path) -> PathBuf {
+    const FILE: &str = "kernel/btf/vmlinux";
+    let (given, ours) = (sysfs.join(FILE), ours.join(FILE));
+    if given.exists() || !ours.exists() { given } else { ours }
 }
 
 /// "none", "integrity" or "confidentiality"; `None` without lockdown (or securityfs).
@@ -152,6 +159,22 @@ mod tests {
             "cgroup /c/cpu cgroup rw,cpu 0 0\ncgroup /c/acct cgroup rw,cpuacct 0 0\nx y\n\n";
         let found = CgroupMounts::parse(split);
         assert_eq!((found.v2, found.v1), (None, path("/c/acct")));
+    }
+
+    #[test]
+    fn btf_is_the_running_kernels_wherever_it_is_shown() {
+        let (given, ours) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let found = || btf_path_or(given.path(), ours.path());
+        let show = |root: &Path| {
+            fs::create_dir_all(root.join("kernel/btf")).unwrap();
+            fs::write(root.join("kernel/btf/vmlinux"), "btf").unwrap();
+        };
+        // Nowhere: what is missing is the file that was asked for.
+        assert!(found().starts_with(given.path()));
+        show(ours.path());
+        assert!(found().starts_with(ours.path()));
+        show(given.path());
+        assert!(found().starts_with(given.path()));
     }
 
     #[test]

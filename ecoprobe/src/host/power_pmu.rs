@@ -68,7 +68,7 @@ pub fn read(sysfs: &Path) -> Result<Option<PowerPmu>, BadFact> {
 }
 
 /// The CPUs that events are opened on.
-pub(super) fn cpumask(sysfs: &Path) -> Result<Vec<usize>, BadFact> {
+fn cpumask(sysfs: &Path) -> Result<Vec<usize>, BadFact> {
     let path = sysfs.join(DIRECTORY).join("cpumask");
     let text = read_value(&path).map_err(|error| BadFact::new(&path, error))?;
     parse_cpu_list(&text).ok_or_else(|| BadFact::new(&path, "not a list of CPUs"))

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::read_value;
@@ -75,6 +76,27 @@ pub fn zones(sysfs: &Path) -> Vec<Zone> {
             }
         })
         .collect()
+}
+
+/// Zones of the class directory that lead nowhere: container runtimes mask what the links point to
+/// with an empty directory.
+pub fn masked(sysfs: &Path) -> Vec<PathBuf> {
+    let class = sysfs.join("class/powercap");
+    let leads_nowhere = |path: &Path| match fs::read_dir(path) {
+        // Every zone has files.
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == ErrorKind::NotFound,
+    };
+    let mut masked: Vec<PathBuf> = fs::read_dir(class)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| is_zone_id(&entry.file_name().to_string_lossy()))
+        .map(|entry| entry.path())
+        .filter(|path| leads_nowhere(path))
+        .collect();
+    masked.sort_unstable();
+    masked
 }
 
 /// The packages that have a zone.

@@ -4,14 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
-use super::{power_pmu, powercap, read_value};
+use super::{powercap, read_value};
 
 /// The packages of this machine, in the order used everywhere (`Sample::cpu_ns`, `Domain::package`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topology {
     pub packages: Vec<Package>,
-    /// Index into `packages` for each possible CPU number.
-    pub package_of_cpu: Vec<usize>,
+    /// Index into `packages` for each possible CPU number; `None` while it is not known: a CPU that
+    /// is offline has no topology.
+    pub package_of_cpu: Vec<Option<usize>>,
+    grain: Grain,
+    /// In the order of `packages`.
+    ids: Vec<PackageId>,
 }
 
 /// A RAPL package: one socket, or one die where the hardware counts by die.
@@ -47,42 +51,100 @@ impl fmt::Display for PackageId {
 }
 
 /// Socket and die of one CPU.
-type Place = (u32, u32);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    pub socket: u32,
+    pub die: u32,
+}
+
+/// What one package is: a socket, unless a counter was found for each of its dies.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Grain {
+    /// Sockets that are counted by die.
+    pub by_die: BTreeSet<u32>,
+    /// Dies whose counter is that of another die of their socket.
+    pub same: BTreeMap<PackageId, PackageId>,
+}
+
+impl Grain {
+    /// The package that energy of `id` is counted with.
+    pub fn package(&self, id: PackageId) -> PackageId {
+        let die = id.die.filter(|_| self.by_die.contains(&id.socket));
+        let id = PackageId { die, ..id };
+        self.same.get(&id).copied().unwrap_or(id)
+    }
+
+    fn of(&self, place: Place) -> PackageId {
+        self.package(PackageId { socket: place.socket, die: Some(place.die) })
+    }
+}
 
 impl Topology {
     /// Reads the packages of the machine whose sysfs is at `sysfs`, and which of them each of
     /// `possible_cpus` CPUs belongs to.
     ///
-    /// Packages are those of the CPUs and those that RAPL has a zone for; a zone without a CPU (a
-    /// test tree larger than this machine) is a package without CPUs. CPUs that are offline or
-    /// without topology go to the first package; with no topology at all there is one, `package-0`.
-    pub fn read(sysfs: &Path, possible_cpus: usize) -> Self {
-        let places: Vec<Option<Place>> =
-            (0..possible_cpus).map(|cpu| place_of_cpu(sysfs, cpu)).collect();
-        let zones = powercap::package_ids(sysfs);
-        let mask = power_pmu::cpumask(sysfs).unwrap_or_default();
-        let by_die = zones.iter().any(|zone| zone.die.is_some()) || one_per_die(&mask, &places);
-
-        let id = |(socket, die): Place| PackageId { socket, die: by_die.then_some(die) };
-        let mut ids: BTreeSet<PackageId> = places.iter().flatten().copied().map(id).collect();
-        ids.extend(zones);
+    /// Packages are those of the CPUs and those that RAPL has a zone for: one whose CPUs are all
+    /// offline, or that has none (a test tree larger than this machine). With no topology at all
+    /// every CPU is in the first package, `package-0` if there is no zone either.
+    pub fn read(sysfs: &Path, possible_cpus: usize, grain: Grain) -> Self {
+        let places = places(sysfs, possible_cpus);
+        let mut ids: BTreeSet<PackageId> =
+            places.iter().flatten().map(|&place| grain.of(place)).collect();
+        for zone in powercap::package_ids(sysfs) {
+            let zone = grain.package(zone);
+            // A zone of a whole socket is no package beside its dies.
+            if zone.die.is_some() || !ids.iter().any(|id| id.socket == zone.socket) {
+                ids.insert(zone);
+            }
+        }
         if ids.is_empty() {
             ids.insert(PackageId { socket: 0, die: None });
         }
-        let index: BTreeMap<PackageId, usize> = ids.into_iter().zip(0..).collect();
-        Self {
-            package_of_cpu: places
-                .into_iter()
-                .map(|place| place.and_then(|place| index.get(&id(place)).copied()).unwrap_or(0))
-                .collect(),
-            packages: index.into_keys().map(|id| Package { name: id.to_string() }).collect(),
-        }
+        let ids: Vec<PackageId> = ids.into_iter().collect();
+        let packages = ids.iter().map(|id| Package { name: id.to_string() }).collect();
+        let mut topology = Self { packages, package_of_cpu: Vec::new(), grain, ids };
+        let told = places.iter().any(Option::is_some);
+        let package = |place: Option<Place>| match place {
+            Some(place) => topology.index(place),
+            None => (!told).then_some(0),
+        };
+        topology.package_of_cpu = places.into_iter().map(package).collect();
+        topology
     }
 
     /// Index of the package of that name.
     pub fn package(&self, name: &str) -> Option<usize> {
         self.packages.iter().position(|package| package.name == name)
     }
+
+    /// Looks again for a CPU that was offline when the topology was read; `None` while its package
+    /// is not known, and if it lies in none of `packages`.
+    pub fn place(&self, sysfs: &Path, cpu: usize) -> Option<usize> {
+        place_of_cpu(sysfs, cpu).and_then(|place| self.index(place))
+    }
+
+    /// How many of these CPUs are in each package.
+    pub fn count(&self, mut among: impl FnMut(usize) -> bool) -> Vec<u64> {
+        let mut counts = vec![0; self.packages.len()];
+        for (cpu, package) in self.package_of_cpu.iter().enumerate() {
+            if let Some(count) = package.and_then(|package| counts.get_mut(package))
+                && among(cpu)
+            {
+                *count += 1;
+            }
+        }
+        counts
+    }
+
+    fn index(&self, place: Place) -> Option<usize> {
+        let id = self.grain.of(place);
+        self.ids.iter().position(|other| *other == id)
+    }
+}
+
+/// Where each of `possible_cpus` CPUs sits, as far as it can be told.
+pub fn places(sysfs: &Path, possible_cpus: usize) -> Vec<Option<Place>> {
+    (0..possible_cpus).map(|cpu| place_of_cpu(sysfs, cpu)).collect()
 }
 
 /// `None` for an offline CPU, and where the tree shows no topology. A machine that does not know
@@ -91,17 +153,7 @@ fn place_of_cpu(sysfs: &Path, cpu: usize) -> Option<Place> {
     let directory = sysfs.join(format!("devices/system/cpu/cpu{cpu}/topology"));
     let number =
         |file| read_value(&directory.join(file)).ok().and_then(|text| text.parse::<u32>().ok());
-    Some((number("physical_package_id")?, number("die_id").unwrap_or(0)))
-}
-
-/// Whether the `power` PMU names one CPU for each die rather than one for each socket. AMD shows
-/// dies in its topology, yet counts by socket: the topology alone cannot tell.
-fn one_per_die(mask: &[usize], places: &[Option<Place>]) -> bool {
-    let places: Vec<Place> =
-        mask.iter().filter_map(|&cpu| places.get(cpu).copied().flatten()).collect();
-    let sockets: BTreeSet<u32> = places.iter().map(|place| place.0).collect();
-    let dies: BTreeSet<Place> = places.iter().copied().collect();
-    dies.len() > sockets.len()
+    Some(Place { socket: number("physical_package_id")?, die: number("die_id").unwrap_or(0) })
 }
 
 #[cfg(test)]
@@ -142,41 +194,76 @@ mod tests {
         tree(&files)
     }
 
+    fn read(root: &tempfile::TempDir, cpus: usize) -> Topology {
+        Topology::read(root.path(), cpus, Grain::default())
+    }
+
     #[test]
     fn no_topology_is_one_package() {
-        let topology = Topology::read(tree(&[]).path(), 4);
+        let topology = read(&tree(&[]), 4);
         assert_eq!(names(&topology), ["package-0"]);
-        assert_eq!(topology.package_of_cpu, [0; 4]);
+        assert_eq!(topology.package_of_cpu, [Some(0); 4]);
     }
 
     #[test]
     fn sockets_are_sorted_by_id_not_by_cpu() {
         let root = machine(&[("10", "0"), ("2", "0"), ("10", "0"), ("-1", "0")], &[]);
-        let topology = Topology::read(root.path(), 5);
+        let topology = read(&root, 5);
         assert_eq!(names(&topology), ["package-2", "package-10"]);
-        // CPU 3 does not know, CPU 4 is offline.
-        assert_eq!(topology.package_of_cpu, [1, 0, 1, 0, 0]);
+        // CPU 3 does not know, CPU 4 is offline: neither is in the first package for that.
+        assert_eq!(topology.package_of_cpu, [Some(1), Some(0), Some(1), None, None]);
+        assert_eq!(topology.count(|_| true), [1, 2]);
+        assert_eq!(topology.count(|cpu| cpu < 2), [1, 1]);
     }
 
     #[test]
-    fn dies_count_only_where_rapl_does() {
-        let cpus = [("0", "0"), ("0", "1"), ("1", "0"), ("1", "1")];
-        let mask = "bus/event_source/devices/power/cpumask";
-        let zone = "class/powercap/intel-rapl:0/name";
-        for (more, expected) in [
-            (vec![], 2),
-            (vec![(mask, "0,2")], 2),
-            (vec![(mask, "0-3")], 4),
-            (vec![(zone, "package-0\n")], 2),
-            (vec![(zone, "package-0-die-0\n")], 4),
-        ] {
-            let topology = Topology::read(machine(&cpus, &more).path(), 4);
-            assert_eq!(topology.packages.len(), expected, "{more:?}");
-            if expected == 4 {
-                assert_eq!(names(&topology)[3], "package-1-die-1");
-                assert_eq!(topology.package_of_cpu, [0, 1, 2, 3]);
+    fn a_cpu_that_comes_online_later_is_in_its_package() {
+        // All of socket 1 is offline; its zone is there all the same.
+        let zones = [
+            ("class/powercap/intel-rapl:0/name", "package-0\n"),
+            ("class/powercap/intel-rapl:1/name", "package-1\n"),
+        ];
+        let root = machine(&[("0", "0")], &zones);
+        let topology = read(&root, 3);
+        assert_eq!(names(&topology), ["package-0", "package-1"]);
+        assert_eq!(topology.package_of_cpu, [Some(0), None, None]);
+        assert_eq!(topology.place(root.path(), 1), None);
+        for (number, socket) in [(1, "1"), (2, "7")] {
+            for (path, content) in cpu(number, socket, "0") {
+                let path = root.path().join(path);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, content).unwrap();
             }
         }
+        assert_eq!(topology.place(root.path(), 1), Some(1));
+        // Nobody knew of that socket.
+        assert_eq!(topology.place(root.path(), 2), None);
+    }
+
+    #[test]
+    fn dies_count_only_where_they_have_a_counter_of_their_own() {
+        let cpus = [("0", "0"), ("0", "1"), ("1", "0"), ("1", "1")];
+        let root = machine(&cpus, &[("class/powercap/intel-rapl:0/name", "package-0\n")]);
+        let by_die = |sockets: &[u32]| Grain {
+            by_die: sockets.iter().copied().collect(),
+            same: BTreeMap::new(),
+        };
+        let read = |grain| Topology::read(root.path(), 4, grain);
+        let topology = read(by_die(&[]));
+        assert_eq!(names(&topology), ["package-0", "package-1"]);
+        let topology = read(by_die(&[0, 1]));
+        let all = ["package-0-die-0", "package-0-die-1", "package-1-die-0", "package-1-die-1"];
+        assert_eq!(names(&topology), all);
+        assert_eq!(topology.package_of_cpu, [0, 1, 2, 3].map(Some));
+        let topology = read(by_die(&[1]));
+        assert_eq!(names(&topology), ["package-0", "package-1-die-0", "package-1-die-1"]);
+
+        let mut grain = by_die(&[0]);
+        let die = |die| PackageId { socket: 0, die: Some(die) };
+        grain.same.insert(die(1), die(0));
+        let topology = read(grain);
+        assert_eq!(names(&topology), ["package-0-die-0", "package-1"]);
+        assert_eq!(topology.package_of_cpu, [0, 0, 1, 1].map(Some));
     }
 
     #[test]
@@ -186,9 +273,9 @@ mod tests {
             ("class/powercap/intel-rapl:1/name", "package-1\n"),
             ("class/powercap/intel-rapl:2/name", "psys\n"),
         ]);
-        let topology = Topology::read(root.path(), 2);
+        let topology = read(&root, 2);
         assert_eq!(names(&topology), ["package-0", "package-1"]);
-        assert_eq!(topology.package_of_cpu, [0, 0]);
+        assert_eq!(topology.package_of_cpu, [Some(0); 2]);
         assert_eq!(topology.package("package-1"), Some(1));
     }
 

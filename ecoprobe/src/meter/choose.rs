@@ -1,25 +1,31 @@
-//! Which source the CPU's energy comes from: facts are found, a pure function decides, and only the
-//! source that it names is kept.
+//! Which source the CPU's energy comes from. Facts are found, a pure function decides, the sources
+//! are opened; and the one that is kept has worked once: its counters moved.
+
+use std::path::PathBuf;
+use std::time::Instant;
 
 use super::EnergyMeter;
-use super::estimate::EstimateMeter;
 use super::rapl::Unavailable;
+use super::rapl::alive::{Counters, drop_dead};
 use super::rapl::perf::PerfMeter;
 use super::rapl::powercap::PowercapMeter;
 use crate::base::error::Error;
-use crate::event::sources::{CpuEnergyKind, CpuEnergySource, StaticPowerKind, StaticPowerSource};
+use crate::event::sources::{CpuEnergyKind, CpuEnergySource, CpuFacts};
 use crate::host::Roots;
-use crate::host::cpu::CpuModel;
-use crate::host::topology::Topology;
+use crate::host::cpu::{Architecture, CpuModel};
+use crate::host::topology::{Grain, Topology};
 
-/// The opened source, and what the report says about it.
+/// The source that is used, and what the report says about it.
 #[derive(Debug)]
 pub struct CpuEnergy {
-    /// `None` if no figures were asked for.
+    /// `None` for an estimate, and if no figures were asked for.
     pub meter: Option<Box<dyn EnergyMeter>>,
+    /// Its `basis` is for whoever makes the estimate.
     pub source: CpuEnergySource,
-    /// The estimate knows its static power; what is measured, the session learns.
-    pub static_power: StaticPowerSource,
+    /// What a package is depends on what is counted.
+    pub topology: Topology,
+    /// What an estimate would rest on.
+    pub cpu: CpuFacts,
     /// What the user should know: a sentence each.
     pub notes: Vec<String>,
 }
@@ -45,6 +51,7 @@ pub struct Facts {
     pub perf: Option<Unavailable>,
     pub powercap: Option<Unavailable>,
     pub virtual_machine: bool,
+    pub architecture: Architecture,
 }
 
 /// The source to use, and why no better one.
@@ -66,7 +73,7 @@ pub fn decide(choice: CpuEnergyChoice, facts: &Facts) -> Result<Decision, Error>
         None => Ok(Decision { kind, notes: Vec::new() }),
         Some(why) => Err(Error::Cannot(format!(
             "--cpu-energy {name} cannot be used: {}",
-            explain(kind, why, facts.virtual_machine)
+            explain(kind, why, facts)
         ))),
     };
     match choice {
@@ -81,14 +88,13 @@ pub fn decide(choice: CpuEnergyChoice, facts: &Facts) -> Result<Decision, Error>
 }
 
 fn automatic(facts: &Facts) -> Decision {
-    let explain = |kind, why| explain(kind, why, facts.virtual_machine);
     match (&facts.perf, &facts.powercap) {
         (None, _) => Decision { kind: CpuEnergyKind::Perf, notes: Vec::new() },
         (Some(perf), None) => {
             // Powercap measures just as well: only what somebody might want to mend is said.
             let mendable = !matches!(perf, Unavailable::Absent);
             let note = || {
-                let why = explain(CpuEnergyKind::Perf, perf);
+                let why = explain(CpuEnergyKind::Perf, perf, facts);
                 format!("CPU energy comes from powercap, not from perf: {why}")
             };
             Decision {
@@ -98,116 +104,264 @@ fn automatic(facts: &Facts) -> Decision {
         }
         (Some(perf), Some(powercap)) => Decision {
             kind: CpuEnergyKind::Estimate,
-            notes: vec![match (perf, powercap) {
-                (Unavailable::Absent, Unavailable::Absent) => format!(
-                    "CPU energy is an estimate, not a measurement: this machine shows no RAPL \
-                     counter{}",
-                    mend(CpuEnergyKind::Powercap, powercap, facts.virtual_machine).map_or(
-                        String::new(),
-                        |mend| {
-                            // The other half of the advice is taken already.
-                            format!(" ({})", mend.split(", or use").next().unwrap_or(mend))
-                        }
-                    )
-                ),
-                _ => format!(
-                    "CPU energy is an estimate, not a measurement: perf: {}; powercap: {}",
-                    explain(CpuEnergyKind::Perf, perf),
-                    explain(CpuEnergyKind::Powercap, powercap)
-                ),
-            }],
+            notes: vec![why_estimate(perf, powercap, facts)],
         },
     }
 }
 
-/// Why, and what to do.
-fn explain(kind: CpuEnergyKind, why: &Unavailable, virtual_machine: bool) -> String {
-    let what = match (kind, why) {
+/// Both reasons, and what would mend each; the other half of the advice, to estimate, is taken
+/// already.
+fn why_estimate(perf: &Unavailable, powercap: &Unavailable, facts: &Facts) -> String {
+    let mend = |kind, why| Mend::of(kind, why, facts).map_or("", |mend| mend.what);
+    let for_perf = mend(CpuEnergyKind::Perf, perf);
+    let for_powercap = mend(CpuEnergyKind::Powercap, powercap);
+    let why = match (perf, powercap) {
+        (Unavailable::Absent, Unavailable::Absent) => {
+            let mend =
+                if for_powercap.is_empty() { String::new() } else { format!(" ({for_powercap})") };
+            format!("this machine shows no RAPL counter{mend}")
+        }
+        _ => {
+            let mut why = format!("perf: {}", what(CpuEnergyKind::Perf, perf));
+            if for_perf != for_powercap && !for_perf.is_empty() {
+                why += &format!("; {for_perf}");
+            }
+            why += &format!("; powercap: {}", what(CpuEnergyKind::Powercap, powercap));
+            if !for_powercap.is_empty() {
+                why += &format!("; {for_powercap}");
+            }
+            why
+        }
+    };
+    format!("CPU energy is an estimate, not a measurement: {why}")
+}
+
+/// Why, in words of its own for what is not there.
+fn what(kind: CpuEnergyKind, why: &Unavailable) -> String {
+    match (kind, why) {
         (CpuEnergyKind::Perf, Unavailable::Absent) => {
             "there is no `power` PMU under bus/event_source/devices".to_owned()
         }
         (_, Unavailable::Absent) => "there is no intel-rapl zone under class/powercap".to_owned(),
         _ => why.to_string(),
-    };
-    match mend(kind, why, virtual_machine) {
+    }
+}
+
+/// Why, and what to do.
+fn explain(kind: CpuEnergyKind, why: &Unavailable, facts: &Facts) -> String {
+    let what = what(kind, why);
+    match mend(kind, why, facts) {
         Some(mend) => format!("{what}; {mend}"),
         None => what,
     }
 }
 
 /// The one line that mends it; `None` where none is known.
-pub(crate) fn mend(
-    kind: CpuEnergyKind,
-    why: &Unavailable,
-    virtual_machine: bool,
-) -> Option<&'static str> {
-    match (why, kind) {
-        (Unavailable::Broken(_), _) => None,
-        (Unavailable::Denied(_), CpuEnergyKind::Perf) => Some("run as root, or with CAP_PERFMON"),
-        (Unavailable::Denied(_), _) => Some("run as root, or with CAP_DAC_READ_SEARCH"),
-        (Unavailable::Absent | Unavailable::Empty, _) if virtual_machine => Some(
-            "the hypervisor of this virtual machine hides RAPL: measure on the host, or use \
-             --cpu-energy estimate",
-        ),
-        (Unavailable::Absent | Unavailable::Empty, CpuEnergyKind::Perf) => {
-            Some("try `modprobe rapl`, or use --cpu-energy estimate")
-        }
-        (Unavailable::Absent | Unavailable::Empty, _) => {
-            Some("try `modprobe intel_rapl_msr`, or use --cpu-energy estimate")
-        }
+pub(crate) fn mend(kind: CpuEnergyKind, why: &Unavailable, facts: &Facts) -> Option<String> {
+    Mend::of(kind, why, facts).map(|mend| match mend.or_estimate {
+        true => format!("{}, or use --cpu-energy estimate", mend.what),
+        false => mend.what.to_owned(),
+    })
+}
+
+struct Mend {
+    what: &'static str,
+    or_estimate: bool,
+}
+
+impl Mend {
+    fn of(kind: CpuEnergyKind, why: &Unavailable, facts: &Facts) -> Option<Self> {
+        let nothing_there = matches!(why, Unavailable::Absent | Unavailable::Empty);
+        let what = match (why, kind) {
+            (Unavailable::Broken(_), _) => return None,
+            (Unavailable::Denied(_), CpuEnergyKind::Perf) => "run as root, or with CAP_PERFMON",
+            (Unavailable::Denied(_), _) => "run as root, or with CAP_DAC_READ_SEARCH",
+            (Unavailable::Masked(_), _) => {
+                "a container runtime masks them: run the container privileged, or mount the host's \
+                 /sys into it and name that with --sysfs"
+            }
+            (Unavailable::Absent | Unavailable::Empty, _) => match facts.architecture {
+                Architecture::Arm => {
+                    "Arm processors have no RAPL (some machines show power in class/hwmon, which \
+                     is not read): measure elsewhere"
+                }
+                Architecture::Power => {
+                    "POWER processors have no RAPL (their OCC shows power in class/hwmon, which is \
+                     not read): measure elsewhere"
+                }
+                Architecture::Other => "this architecture has no RAPL: measure elsewhere",
+                Architecture::X86 if facts.virtual_machine => {
+                    "the hypervisor of this virtual machine hides RAPL: measure on the host"
+                }
+                Architecture::X86 if *why == Unavailable::Empty => {
+                    "the firmware or a hypervisor holds the counters back: measure elsewhere"
+                }
+                Architecture::X86 if kind == CpuEnergyKind::Perf => "try `modprobe rapl`",
+                Architecture::X86 => "try `modprobe intel_rapl_msr`",
+            },
+        };
+        Some(Self { what, or_estimate: nothing_there })
     }
 }
 
-/// Opens the source that `choice` asks for.
-///
-/// # Errors
-///
-/// [`Error::Cannot`] as [`decide`].
-pub fn open_cpu_energy(
+/// A source that is open, and has yet to show that its counters move.
+#[derive(Debug)]
+pub(crate) struct Candidate {
+    pub(crate) meter: Box<dyn Counters>,
+    pub(crate) topology: Topology,
+    pub(crate) notes: Vec<String>,
+    opened: Instant,
+}
+
+type Found = Result<Candidate, Unavailable>;
+
+/// The sources that a choice may come down to, open. Time passes usefully between
+/// [`Opened::open`] and [`Opened::confirm`]: a counter is given some before it is called dead.
+#[derive(Debug)]
+pub struct Opened {
     choice: CpuEnergyChoice,
-    roots: &Roots,
-    topology: &Topology,
-) -> Result<CpuEnergy, Error> {
-    use CpuEnergyChoice::{Auto, Perf, Powercap};
+    cpu: CpuModel,
+    sysfs: PathBuf,
+    possible_cpus: usize,
+    pub(crate) perf: Found,
+    pub(crate) powercap: Found,
+    /// Of a machine whose energy nobody counts.
+    plain: Topology,
+}
 
-    let cpu = CpuModel::read(&roots.procfs);
-    // What nobody will use is not opened, and counts as absent.
-    let mut perf = Err(Unavailable::Absent);
-    if matches!(choice, Auto | Perf) {
-        perf = PerfMeter::open(&roots.sysfs, topology);
-    }
-    let mut powercap = Err(Unavailable::Absent);
-    if choice == Powercap || (choice == Auto && perf.is_err()) {
-        powercap = PowercapMeter::open(&roots.sysfs, topology);
-    }
-    let facts = Facts {
-        perf: perf.as_ref().err().cloned(),
-        powercap: powercap.as_ref().err().cloned(),
-        virtual_machine: cpu.virtual_machine,
-    };
-    let Decision { kind, mut notes } = decide(choice, &facts)?;
+impl Opened {
+    /// Opens what `choice` may come down to, on a machine of so many possible CPUs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cannot`] as [`decide`].
+    pub fn open(
+        choice: CpuEnergyChoice,
+        roots: &Roots,
+        possible_cpus: usize,
+    ) -> Result<Self, Error> {
+        use CpuEnergyChoice::{Auto, Perf, Powercap};
 
-    let mut basis = None;
-    let mut static_power = StaticPowerSource::default();
-    let mut measured = |(meter, more): (Box<dyn EnergyMeter>, Vec<String>)| {
-        notes.extend(more);
-        meter
-    };
-    let meter = match kind {
-        CpuEnergyKind::Perf => perf.ok().map(|(m, more)| measured((Box::new(m), more))),
-        CpuEnergyKind::Powercap => powercap.ok().map(|(m, more)| measured((Box::new(m), more))),
-        CpuEnergyKind::Estimate => EstimateMeter::new(&cpu, topology).map(|meter| {
-            basis = Some(meter.basis().to_owned());
-            static_power.kind = StaticPowerKind::Estimate;
-            let watts = meter.static_watts().into_iter();
-            static_power.watts = watts.map(|(domain, watts)| (domain, Some(watts))).collect();
-            Box::new(meter) as Box<dyn EnergyMeter>
-        }),
-        CpuEnergyKind::None => None,
-    };
-    let domains = meter.iter().flat_map(|meter| meter.domains());
-    let domains = domains.map(|domain| domain.name.clone()).collect();
-    Ok(CpuEnergy { source: CpuEnergySource { kind, domains, basis }, meter, static_power, notes })
+        let sysfs = roots.sysfs.clone();
+        let mut opened = Self {
+            choice,
+            cpu: CpuModel::read(&roots.procfs),
+            plain: Topology::read(&sysfs, possible_cpus, Grain::default()),
+            sysfs,
+            possible_cpus,
+            // What nobody will use is not opened, and counts as absent.
+            perf: Err(Unavailable::Absent),
+            powercap: Err(Unavailable::Absent),
+        };
+        if matches!(choice, Auto | Perf) {
+            let by_socket = opened.cpu.counts_by_socket();
+            opened.perf = PerfMeter::open(&opened.sysfs, possible_cpus, by_socket)
+                .map(|(meter, topology, notes)| Candidate::new(meter, topology, notes));
+        }
+        if choice == Powercap || (choice == Auto && opened.perf.is_err()) {
+            opened.open_powercap();
+        }
+        opened.decide()?;
+        Ok(opened)
+    }
+
+    fn open_powercap(&mut self) {
+        self.powercap = PowercapMeter::open(&self.sysfs, self.possible_cpus)
+            .map(|(meter, topology, notes)| Candidate::new(meter, topology, notes));
+    }
+
+    /// What a package is, should the source that is preferred now work. [`CpuEnergy::topology`] is
+    /// what counts.
+    pub fn topology(&self) -> &Topology {
+        let chosen = match self.decide().map(|decision| decision.kind) {
+            Ok(CpuEnergyKind::Perf) => self.perf.as_ref().ok(),
+            Ok(CpuEnergyKind::Powercap) => self.powercap.as_ref().ok(),
+            _ => None,
+        };
+        chosen.map_or(&self.plain, |candidate| &candidate.topology)
+    }
+
+    /// Waits until the counters of the source have moved, or have had the time to; what is dead
+    /// gives way to the next source, and a note says so.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cannot`] as [`decide`]: a source that was asked for by name is dead.
+    pub fn confirm(mut self) -> Result<CpuEnergy, Error> {
+        if self.perf.is_ok() {
+            prove(&mut self.perf);
+            if self.perf.is_err() && self.choice == CpuEnergyChoice::Auto {
+                self.open_powercap();
+            }
+        }
+        if self.perf.is_err() {
+            prove(&mut self.powercap);
+        }
+        let Decision { kind, mut notes } = self.decide()?;
+        let chosen = match kind {
+            CpuEnergyKind::Perf => self.perf.ok(),
+            CpuEnergyKind::Powercap => self.powercap.ok(),
+            CpuEnergyKind::Estimate | CpuEnergyKind::None => None,
+        };
+        let (meter, topology) = match chosen {
+            Some(Candidate { meter, topology, notes: more, .. }) => {
+                notes.extend(more);
+                (Some(meter as Box<dyn EnergyMeter>), topology)
+            }
+            None => (None, self.plain),
+        };
+        let domains = match (&meter, kind) {
+            (Some(meter), _) => meter.domains().iter().map(|domain| domain.name.clone()).collect(),
+            (None, CpuEnergyKind::Estimate) => {
+                topology.packages.iter().map(|package| package.name.clone()).collect()
+            }
+            (None, _) => Vec::new(),
+        };
+        let cpu = self.cpu.facts(&topology);
+        let source = CpuEnergySource { kind, domains, basis: None };
+        Ok(CpuEnergy { meter, source, topology, cpu, notes })
+    }
+
+    /// The same trial of every source, for whoever wants to know of all of them.
+    pub(crate) fn confirm_all(&mut self) {
+        if self.perf.is_ok() {
+            self.open_powercap();
+        }
+        prove(&mut self.perf);
+        prove(&mut self.powercap);
+    }
+
+    pub(crate) fn decide(&self) -> Result<Decision, Error> {
+        decide(self.choice, &self.facts())
+    }
+
+    pub(crate) fn facts(&self) -> Facts {
+        Facts {
+            perf: self.perf.as_ref().err().cloned(),
+            powercap: self.powercap.as_ref().err().cloned(),
+            virtual_machine: self.cpu.virtual_machine,
+            architecture: self.cpu.architecture(),
+        }
+    }
+
+    pub(crate) fn cpu(&self) -> &CpuModel {
+        &self.cpu
+    }
+}
+
+impl Candidate {
+    fn new(meter: impl Counters + 'static, topology: Topology, notes: Vec<String>) -> Self {
+        Self { meter: Box::new(meter), topology, notes, opened: Instant::now() }
+    }
+}
+
+/// A source whose counters are all dead is none.
+fn prove(found: &mut Found) {
+    if let Ok(Candidate { meter, notes, opened, .. }) = found
+        && let Err(dead) = drop_dead(meter.as_mut(), *opened, notes)
+    {
+        *found = Err(dead);
+    }
 }
 
 #[cfg(test)]
@@ -215,7 +369,7 @@ mod tests {
     use super::*;
 
     fn facts(perf: Option<Unavailable>, powercap: Option<Unavailable>) -> Facts {
-        Facts { perf, powercap, virtual_machine: false }
+        Facts { perf, powercap, virtual_machine: false, architecture: Architecture::X86 }
     }
 
     fn auto(perf: Option<Unavailable>, powercap: Option<Unavailable>) -> Decision {
@@ -245,6 +399,7 @@ mod tests {
             perf: unavailable.clone(),
             powercap: unavailable,
             virtual_machine,
+            architecture: Architecture::X86,
         };
         for (choice, kind) in [
             (CpuEnergyChoice::Perf, CpuEnergyKind::Perf),
@@ -267,5 +422,39 @@ mod tests {
         let kind = |choice| decide(choice, &broken).unwrap().kind;
         assert_eq!(kind(CpuEnergyChoice::Estimate), CpuEnergyKind::Estimate);
         assert_eq!(kind(CpuEnergyChoice::None), CpuEnergyKind::None);
+    }
+
+    #[test]
+    fn the_advice_is_for_this_architecture() {
+        let message = |architecture, unavailable: Unavailable, choice| {
+            let facts = Facts {
+                perf: Some(unavailable.clone()),
+                powercap: Some(unavailable),
+                virtual_machine: false,
+                architecture,
+            };
+            match decide(choice, &facts) {
+                Ok(decision) => decision.notes.concat(),
+                Err(error) => error.to_string(),
+            }
+        };
+        use CpuEnergyChoice::{Auto, Perf, Powercap};
+        for choice in [Auto, Perf, Powercap] {
+            for why in [Unavailable::Absent, Unavailable::Empty] {
+                for architecture in [Architecture::Arm, Architecture::Power, Architecture::Other] {
+                    let said = message(architecture, why.clone(), choice);
+                    assert!(!said.contains("modprobe") && said.contains("no RAPL"), "{said}");
+                }
+            }
+            assert!(message(Architecture::X86, Unavailable::Absent, choice).contains("modprobe"));
+            // What is there needs no module.
+            let dead = message(Architecture::X86, Unavailable::Empty, choice);
+            assert!(!dead.contains("modprobe") && dead.contains("stay at zero"), "{dead}");
+            let masked = Unavailable::Masked("/sys/class/powercap/intel-rapl:0".into());
+            let said = message(Architecture::X86, masked, choice);
+            assert!(said.contains("lead nowhere") && said.contains("--sysfs"), "{said}");
+            // Nobody who is given the estimate needs to be told to use it.
+            assert_eq!(dead.contains("--cpu-energy estimate"), choice != Auto, "{dead}");
+        }
     }
 }

@@ -47,7 +47,7 @@ pub struct LoadOptions<'a> {
     /// The kernel's BTF, `/sys/kernel/btf/vmlinux`.
     pub btf: &'a Path,
     /// Package of each possible CPU, and how many packages there are.
-    pub package_of_cpu: Vec<usize>,
+    pub package_of_cpu: Vec<Option<usize>>,
     pub packages: usize,
     /// Controller of the v1 hierarchy to follow; `None` for cgroup2.
     pub v1_controller: Option<&'a str>,

@@ -25,7 +25,7 @@ pub(super) struct Counters {
     cpus: MmapRaw,
     counters: MmapRaw,
     nr_slots: usize,
-    package_of_cpu: Vec<usize>,
+    package_of_cpu: Vec<Option<usize>>,
     packages: usize,
     row: Vec<u64>,
 }
@@ -42,7 +42,7 @@ impl Counters {
         cpus: MapData,
         counters: MapData,
         nr_slots: usize,
-        package_of_cpu: Vec<usize>,
+        package_of_cpu: Vec<Option<usize>>,
         packages: usize,
     ) -> io::Result<Self> {
         let nr_cpus = package_of_cpu.len();
@@ -82,7 +82,7 @@ impl Counters {
         let now = monotonic_ns();
         for (cpu, &package) in self.package_of_cpu.iter().enumerate() {
             self.read_cpu(cpu, slots, now, &mut row);
-            if let Some(sums) = cpu_ns.get_mut(package) {
+            if let Some(sums) = package.and_then(|package| cpu_ns.get_mut(package)) {
                 for (sum, ns) in sums.iter_mut().zip(&row) {
                     *sum = sum.wrapping_add(*ns);
                 }

@@ -1,29 +1,19 @@
 //! What `doctor` looks for. A missing thing is a finding, never an error.
 
-use std::fs;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+mod energy;
+mod gpu;
+
+use std::path::Path;
 
 use aya::programs::ProgramType;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use super::{Abilities, Check, Group, Level};
-use crate::base::Component;
 use crate::config::Doctor;
-use crate::event::sources::{CpuEnergyKind, GpuDevice, GpuReadMethod};
 use crate::host::Roots;
-use crate::host::cpu::CpuModel;
-use crate::host::kernel::{self, Capabilities, Capability, CgroupMounts};
-use crate::host::power_pmu;
-use crate::host::powercap::{self, ZoneKind};
-use crate::host::topology::Topology;
-use crate::meter::EnergyMeter;
-use crate::meter::choose::CpuEnergyChoice;
-use crate::meter::choose::{self, Facts};
-use crate::meter::gpu::inspect::{DeviceOffer, Lack, Offer, Refusal, inspect};
-use crate::meter::rapl::Unavailable;
-use crate::meter::rapl::perf::PerfMeter;
-use crate::meter::rapl::powercap::PowercapMeter;
+use crate::host::kernel::{self, Capabilities, Capability};
+use crate::probe::{CpuTime, LoadOptions};
+use crate::workload::hierarchy::{Hierarchies, Hierarchy};
 
 const AS_ROOT: &str = "run as root: sudo ecoprobe ...";
 
@@ -31,8 +21,8 @@ const AS_ROOT: &str = "run as root: sudo ecoprobe ...";
 pub(super) fn run(config: &Doctor) -> (Vec<Group>, Abilities) {
     let roots = &config.roots;
     let (time, cpu_time) = cpu_time(roots);
-    let (energy, cpu_energy, dram_energy) = cpu_energy(roots);
-    let (gpu, gpu_energy) = gpu_energy(config);
+    let (energy, cpu_energy, dram_energy) = energy::checks(roots);
+    let (gpu, gpu_energy) = gpu::checks(config);
     let groups = vec![
         Group { name: "CPU time", checks: time },
         Group { name: "CPU energy", checks: energy },
@@ -58,8 +48,16 @@ impl Check {
 }
 
 fn cpu_time(roots: &Roots) -> (Vec<Check>, bool) {
-    let necessary = [btf(&roots.sysfs), bpf(), hierarchy(roots)];
-    let can = necessary.iter().all(|check| check.level != Level::Missing);
+    let hierarchies = Hierarchies::find(roots);
+    let mut necessary = vec![btf(&roots.sysfs), bpf(), cgroups(roots, &hierarchies)];
+    let mut can = necessary.iter().all(|check| check.level != Level::Missing);
+    // What is missing for it has been said by now.
+    let followed = hierarchies.as_ref().ok().and_then(|found| found.iter().next());
+    if let Some(hierarchy) = followed.filter(|_| can) {
+        let probe = probe(roots, hierarchy);
+        can = probe.level != Level::Missing;
+        necessary.push(probe);
+    }
     let mut checks = vec![kernel_release(&roots.procfs)];
     checks.extend(necessary);
     checks.push(capabilities(&roots.procfs));
@@ -67,6 +65,36 @@ fn cpu_time(roots: &Roots) -> (Vec<Check>, bool) {
     checks.push(locked_memory());
     checks.push(lockdown(&roots.sysfs));
     (checks, can)
+}
+
+/// Loads and attaches what a run does, for a moment.
+fn probe(roots: &Roots, hierarchy: &Hierarchy) -> Check {
+    const NAME: &str = "probe";
+    let load = || -> anyhow::Result<&'static str> {
+        let cpus = aya::util::nr_cpus().map_err(|(path, error)| {
+            anyhow::Error::new(error).context(format!("cannot count the CPUs ({path})"))
+        })?;
+        let hierarchy_id = hierarchy.id(Path::new("/proc")).ok_or_else(|| {
+            anyhow::Error::msg(format!("/proc/self/cgroup does not mention {hierarchy}"))
+        })?;
+        let mut cpu_time = CpuTime::load(LoadOptions {
+            btf: &kernel::btf_path(&roots.sysfs),
+            package_of_cpu: vec![Some(0); cpus],
+            packages: 1,
+            v1_controller: hierarchy.v1_controller(),
+            hierarchy_id,
+            max_workloads: 1,
+            exits: false,
+            hook: None,
+        })?;
+        cpu_time.attach()?;
+        Ok(cpu_time.hook().name())
+    };
+    match load() {
+        Ok(hook) => Check::new(NAME, Level::Ok, format!("loads and attaches to {hook}")),
+        Err(error) => Check::new(NAME, Level::Missing, format!("{error:#}"))
+            .mend("run as root or with CAP_BPF and CAP_PERFMON"),
+    }
 }
 
 fn kernel_release(procfs: &Path) -> Check {
@@ -112,29 +140,21 @@ fn bpf() -> Check {
     }
 }
 
-fn hierarchy(roots: &Roots) -> Check {
+/// The hierarchies that a run finds. One that counts CPU time has to be among them.
+fn cgroups(roots: &Roots, found: &Result<Hierarchies, crate::base::Error>) -> Check {
     const NAME: &str = "cgroups";
-    if let Some(root) = &roots.cgroupfs {
-        let detail = format!("{} (given)", root.display());
-        return match root.is_dir() {
-            true => Check::new(NAME, Level::Ok, detail),
-            false => {
-                Check::new(NAME, Level::Missing, format!("{} is no directory", root.display()))
-                    .mend("give --cgroupfs the directory where cgroup2 is mounted")
-            }
-        };
-    }
-    let mounts = CgroupMounts::read(&roots.procfs);
-    let show = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
-    match (show(&mounts.v2), show(&mounts.v1)) {
-        (Some(v2), Some(v1)) => {
-            Check::new(NAME, Level::Ok, format!("hybrid: v2 at {v2}, v1 CPU accounting at {v1}"))
+    let found = match found {
+        Ok(found) => found,
+        Err(error) => {
+            let mend = match &roots.cgroupfs {
+                Some(_) => "give --cgroupfs the directory where cgroup2 is mounted",
+                None => "mount -t cgroup2 none /sys/fs/cgroup",
+            };
+            return Check::new(NAME, Level::Missing, error.to_string()).mend(mend);
         }
-        (Some(v2), None) => Check::new(NAME, Level::Ok, format!("v2 at {v2}")),
-        (None, Some(v1)) => Check::new(NAME, Level::Ok, format!("v1 CPU accounting at {v1}")),
-        (None, None) => Check::new(NAME, Level::Missing, "no hierarchy that counts CPU time")
-            .mend("mount -t cgroup2 none /sys/fs/cgroup"),
-    }
+    };
+    let mounts: Vec<_> = found.iter().map(|hierarchy| hierarchy.to_string()).collect();
+    Check::new(NAME, Level::Ok, format!("{}: {}", found.kind(), mounts.join(", ")))
 }
 
 fn capabilities(procfs: &Path) -> Check {
@@ -195,272 +215,4 @@ fn lockdown(sysfs: &Path) -> Check {
         Some(mode) => Check::new(NAME, Level::Ok, mode),
         None => Check::new(NAME, Level::Info, "not in use, or not shown").absent(),
     }
-}
-
-fn cpu_energy(roots: &Roots) -> (Vec<Check>, CpuEnergyKind, bool) {
-    let cpu = CpuModel::read(&roots.procfs);
-    let topology = Topology::read(&roots.sysfs, aya::util::nr_cpus().unwrap_or(1));
-    let perf = PerfMeter::open(&roots.sysfs, &topology);
-    let powercap = PowercapMeter::open(&roots.sysfs, &topology);
-    let facts = Facts {
-        perf: perf.as_ref().err().cloned(),
-        powercap: powercap.as_ref().err().cloned(),
-        virtual_machine: cpu.virtual_machine,
-    };
-    // `auto` always finds something.
-    let kind = choose::decide(CpuEnergyChoice::Auto, &facts)
-        .map_or(CpuEnergyKind::None, |decision| decision.kind);
-
-    let perf = perf.as_ref().map(|(meter, notes)| (meter as &dyn EnergyMeter, notes.as_slice()));
-    let powercap =
-        powercap.as_ref().map(|(meter, notes)| (meter as &dyn EnergyMeter, notes.as_slice()));
-    let chosen = match kind {
-        CpuEnergyKind::Perf => perf.ok(),
-        CpuEnergyKind::Powercap => powercap.ok(),
-        _ => None,
-    };
-    let dram = chosen.is_some_and(|(meter, _)| {
-        meter.domains().iter().any(|domain| domain.component == Component::Dram)
-    });
-
-    // One source that measures is enough.
-    let measured = perf.is_ok() || powercap.is_ok();
-    let mut checks = vec![
-        source("perf power PMU", CpuEnergyKind::Perf, perf, &facts, measured),
-        pmu_events(&roots.sysfs),
-        paranoid(&roots.procfs),
-        source("powercap", CpuEnergyKind::Powercap, powercap, &facts, measured),
-    ];
-    checks.extend(zones(&roots.sysfs));
-    checks.push(match (dram, measured) {
-        (true, _) => Check::new("DRAM", Level::Ok, "has its own counter"),
-        (false, true) => {
-            Check::new("DRAM", Level::Info, "this processor has no counter for it").absent()
-        }
-        (false, false) => Check::new("DRAM", Level::Info, "no counter").absent(),
-    });
-    checks.push(virtualisation(&cpu));
-    checks.push(processor(&cpu, &topology, kind));
-    (checks, kind, dram)
-}
-
-fn source(
-    name: &'static str,
-    kind: CpuEnergyKind,
-    opened: Result<(&dyn EnergyMeter, &[String]), &Unavailable>,
-    facts: &Facts,
-    measured: bool,
-) -> Check {
-    match opened {
-        Ok((meter, notes)) => {
-            let names: Vec<_> = meter.domains().iter().map(|domain| domain.name.as_str()).collect();
-            let mut detail = format!("reads {}", names.join(" "));
-            notes.iter().for_each(|note| detail += &format!("; {note}"));
-            let level = if notes.is_empty() { Level::Ok } else { Level::Warning };
-            Check::new(name, level, detail)
-        }
-        Err(why) => {
-            let level = if measured { Level::Info } else { Level::Missing };
-            let check = Check::new(name, level, why.to_string()).absent();
-            match choose::mend(kind, why, facts.virtual_machine) {
-                Some(mend) if !measured => check.mend(mend),
-                _ => check,
-            }
-        }
-    }
-}
-
-fn pmu_events(sysfs: &Path) -> Check {
-    const NAME: &str = "perf energy events";
-    match power_pmu::read(sysfs) {
-        Ok(Some(pmu)) => {
-            let names: Vec<_> = pmu.events.iter().map(|event| event.name.as_str()).collect();
-            let cpus: Vec<_> = pmu.cpus.iter().map(usize::to_string).collect();
-            Check::new(NAME, Level::Info, format!("{} on CPU {}", names.join(" "), cpus.join(",")))
-        }
-        Ok(None) => Check::new(NAME, Level::Info, "none").absent(),
-        Err(problem) => Check::new(NAME, Level::Warning, problem.to_string()).absent(),
-    }
-}
-
-fn paranoid(procfs: &Path) -> Check {
-    const NAME: &str = "kernel.perf_event_paranoid";
-    match kernel::sysctl(procfs, "kernel/perf_event_paranoid") {
-        Some(value) => {
-            let note = "(above 0 perf energy takes root or CAP_PERFMON)";
-            Check::new(NAME, Level::Info, format!("{value} {note}"))
-        }
-        None => Check::new(NAME, Level::Info, "not there").absent(),
-    }
-}
-
-/// Every zone, with what it is used for.
-fn zones(sysfs: &Path) -> Vec<Check> {
-    let zones = powercap::zones(sysfs);
-    let packages: Vec<_> = zones
-        .iter()
-        .filter(|zone| zone.kind == ZoneKind::Package && !zone.mmio)
-        .filter_map(|zone| zone.package)
-        .collect();
-    let zone = |zone: &powercap::Zone| {
-        let again = zone.mmio && zone.package.is_some_and(|package| packages.contains(&package));
-        let used = match zone.kind {
-            _ if again => "the same counter as the MSR zone: not used",
-            ZoneKind::Package | ZoneKind::Dram => "used",
-            ZoneKind::Core | ZoneKind::Uncore => "part of the package: never added to it",
-            ZoneKind::Psys => "the whole platform, packages included: never added to them",
-            ZoneKind::Unknown => "unknown: not used",
-        };
-        Check::new("powercap zone", Level::Info, format!("{} {}: {used}", zone.id, zone.name))
-    };
-    zones.iter().map(zone).collect()
-}
-
-fn virtualisation(cpu: &CpuModel) -> Check {
-    let detail = match cpu.virtual_machine {
-        true => "a virtual machine: hypervisors usually hide energy counters",
-        false => "no hypervisor announces itself",
-    };
-    Check::new("virtualisation", Level::Info, detail)
-}
-
-fn processor(cpu: &CpuModel, topology: &Topology, kind: CpuEnergyKind) -> Check {
-    use crate::meter::estimate::EstimateMeter;
-    let name = match cpu.name.as_str() {
-        "" => "unknown",
-        name => name,
-    };
-    let packages = topology.packages.len();
-    let plural = if packages == 1 { "" } else { "s" };
-    let detail = format!("{name}, {packages} package{plural}");
-    match EstimateMeter::new(cpu, topology).filter(|_| kind == CpuEnergyKind::Estimate) {
-        Some(meter) => Check::new(
-            "processor",
-            Level::Warning,
-            format!("{detail}; an estimate would rest on: {}", meter.basis()),
-        ),
-        None => Check::new("processor", Level::Info, detail),
-    }
-}
-
-fn gpu_energy(config: &Doctor) -> (Vec<Check>, bool) {
-    let library = nvml_library(config.nvml_lib.as_deref());
-    let driver = driver(&config.roots.procfs);
-    // A library that was named may bring its own driver; without one, there is nothing to start.
-    let start = library.found && (driver.found || config.nvml_lib.is_some());
-    let mut checks = vec![driver, library];
-    if !start {
-        return (checks, false);
-    }
-    match inspect(config.nvml_lib.as_deref(), &config.roots.procfs) {
-        Ok(offer) => {
-            let can = offer.devices.iter().any(Result::is_ok);
-            checks.extend(nvml(&offer));
-            (checks, can)
-        }
-        Err(Refusal { why, mend }) => {
-            checks.push(Check::new("NVML", Level::Missing, why).mend(mend));
-            (checks, false)
-        }
-    }
-}
-
-fn nvml(offer: &Offer) -> Vec<Check> {
-    let count = offer.devices.len();
-    let plural = if count == 1 { "" } else { "s" };
-    let level = if count == 0 { Level::Missing } else { Level::Ok };
-    let mut checks = vec![Check::new("NVML", level, format!("starts; {count} device{plural}"))];
-    if count > 0 && !offer.host_pids {
-        let detail = "processes of the host cannot be seen here: GPU energy has nobody to bill";
-        checks.push(Check::new("process ids", Level::Warning, detail).absent().mend(
-            "run in the host's pid namespace (docker --pid=host, Kubernetes hostPID: true), or \
-             give the host's procfs with --procfs",
-        ));
-    }
-    checks.extend(offer.devices.iter().map(device));
-    checks
-}
-
-fn device(offer: &Result<DeviceOffer, String>) -> Check {
-    const NAME: &str = "GPU";
-    let offer = match offer {
-        Ok(offer) => offer,
-        Err(why) => return Check::new(NAME, Level::Missing, why.as_str()),
-    };
-    let GpuDevice { uuid, name, index, method } = &offer.device;
-    let energy = match method {
-        GpuReadMethod::Counter => "energy counter",
-        GpuReadMethod::Power => "no energy counter: power is integrated",
-    };
-    let users = match (&offer.processes, &offer.utilisation) {
-        (Err(lack), _) => format!("who is on it is not told ({})", lack.why),
-        _ if offer.mig => "MIG: shared by slices".to_owned(),
-        (Ok(count), Ok(())) => format!("utilisation by process; processes now: {count}"),
-        (Ok(count), Err(lack)) => {
-            format!(
-                "no utilisation by process ({}): shared by memory; processes now: {count}",
-                lack.why
-            )
-        }
-    };
-    let detail = format!("{index} {name} {uuid}: {energy}; {users}");
-    let denied = |lack: &Lack| lack.denied;
-    let told = offer.processes.is_ok() && (offer.mig || offer.utilisation.is_ok());
-    if offer.processes.as_ref().is_err_and(denied) || offer.utilisation.as_ref().is_err_and(denied)
-    {
-        Check::new(NAME, Level::Warning, detail).mend(AS_ROOT)
-    } else {
-        Check::new(NAME, if told { Level::Ok } else { Level::Warning }, detail)
-    }
-}
-
-fn driver(procfs: &Path) -> Check {
-    const NAME: &str = "NVIDIA driver";
-    match fs::read_to_string(procfs.join("driver/nvidia/version")) {
-        Ok(version) => {
-            let line = version.lines().next().unwrap_or_default().trim().to_owned();
-            Check::new(NAME, Level::Ok, line)
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            Check::new(NAME, Level::Info, "not loaded (no NVIDIA GPU, or none for this container)")
-                .absent()
-        }
-        Err(error) => Check::new(NAME, Level::Warning, error.to_string()).absent(),
-    }
-}
-
-/// Whether the dynamic linker would find NVML.
-fn nvml_library(given: Option<&Path>) -> Check {
-    const NAME: &str = "NVML library";
-    if let Some(path) = given {
-        // What is only a name is for the linker to find.
-        return match path.components().count() == 1 || path.is_file() {
-            true => Check::new(NAME, Level::Ok, path.display().to_string()),
-            false => Check::new(NAME, Level::Missing, format!("{}: no such file", path.display()))
-                .mend("give --nvml-lib the path of libnvidia-ml.so.1"),
-        };
-    }
-    match find_library(&["libnvidia-ml.so.1", "libnvidia-ml.so"]) {
-        Some(path) => Check::new(NAME, Level::Ok, path.display().to_string()),
-        None => Check::new(NAME, Level::Info, "libnvidia-ml.so.1 not found").absent().mend(
-            "with an NVIDIA GPU: install the driver's libnvidia-ml1, or pass --nvml-lib PATH",
-        ),
-    }
-}
-
-fn find_library(names: &[&str]) -> Option<PathBuf> {
-    let search = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-    let mut candidates: Vec<PathBuf> = std::env::split_paths(&search)
-        .flat_map(|directory| names.iter().map(move |name| directory.join(name)))
-        .collect();
-    // The linker's cache is a table and the strings it points to: the paths, each ended by a NUL.
-    let cache = fs::read("/etc/ld.so.cache").unwrap_or_default();
-    let paths = cache.split(|byte| *byte == 0).filter_map(|text| std::str::from_utf8(text).ok());
-    candidates.extend(
-        paths
-            .filter(|path| path.starts_with('/'))
-            .map(PathBuf::from)
-            .filter(|path| names.iter().any(|name| path.ends_with(name))),
-    );
-    candidates.into_iter().find(|path| path.is_file())
 }

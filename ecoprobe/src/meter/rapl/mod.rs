@@ -1,9 +1,11 @@
 //! RAPL energy counters: the kernel shows the same registers as a perf PMU and as powercap zones.
 //!
-//! Domains overlap: core and uncore lie inside the package, psys outside of it, and the
-//! memory-mapped zones show packages that the MSR zones show already. Only package and DRAM are
-//! read, each once, so there is nothing to add up twice.
+//! Domains overlap: core and uncore lie inside the package, psys outside of it, the memory-mapped
+//! zones show packages that the MSR zones show already, and dies may share the counter of their
+//! socket. Only package and DRAM are read, each counter once, so there is nothing to add up twice.
 
+pub(crate) mod alive;
+pub(crate) mod overlap;
 pub mod perf;
 pub mod powercap;
 
@@ -24,6 +26,9 @@ pub enum Unavailable {
     /// There, but not for us.
     #[error("{}: permission denied", .0.display())]
     Denied(PathBuf),
+    /// There, but what it leads to is hidden.
+    #[error("zones are there but lead nowhere ({})", .0.display())]
+    Masked(PathBuf),
     /// There, but nothing moves: what a hypervisor shows that filters the registers.
     #[error("the counters stay at zero")]
     Empty,

@@ -5,17 +5,22 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
-use std::time::{Duration, Instant};
 
+// The `power` PMU is a dynamic one: its type, its codes and its CPUs are whatever this machine's sysfs
+// says. The perf-event crate of the same author opens the kernel's own kinds of events, on a task or
+// a CPU, and keeps such attributes to itself; what is needed here is the call, and this is it.
 use perf_event_open_sys::bindings::{PERF_FLAG_FD_CLOEXEC, PERF_FORMAT_GROUP, perf_event_attr};
 use perf_event_open_sys::perf_event_open;
 
+use super::alive::{self, Counters, has_package};
+use super::overlap::{self, Shown, Use, View};
 use super::{MOST_DRAM_WATTS, MOST_PACKAGE_WATTS, Unavailable, dram_name};
 use crate::base::Component;
 use crate::base::monotonic_ns;
 use crate::event::{Domain, Reading};
 use crate::host::power_pmu::{self, PmuEvent, PowerPmu};
-use crate::host::topology::Topology;
+use crate::host::powercap::ZoneKind;
+use crate::host::topology::{self, PackageId, Place, Topology};
 use crate::meter::EnergyMeter;
 
 /// The events that are read; the others overlap with them.
@@ -23,10 +28,6 @@ const EVENTS: [(&str, Component, f64); 2] = [
     ("energy-pkg", Component::Cpu, MOST_PACKAGE_WATTS),
     ("energy-ram", Component::Dram, MOST_DRAM_WATTS),
 ];
-
-/// How long a counter may stay at zero before it is taken for dead. The registers move every
-/// millisecond or so, by 61 µJ a step at most machines: at 1 W 20 ms are hundreds of steps.
-const FIRST_MOVE: Duration = Duration::from_millis(20);
 
 /// Reads the `power` PMU: a group of events for each CPU of its mask.
 #[derive(Debug)]
@@ -36,112 +37,141 @@ pub struct PerfMeter {
 }
 
 impl PerfMeter {
-    /// Opens the PMU that `sysfs` describes and waits for its counters to move; the second value
-    /// says in sentences what is left out.
+    /// Opens the PMU that `sysfs` describes, on a machine of so many CPUs whose maker counts
+    /// `by_socket` or does not. What a package is there the topology says; the last value says in
+    /// sentences what is left out. Whether the counters move is for later.
     ///
     /// # Errors
     ///
-    /// If no package's counter can be opened, or none moves.
-    pub fn open(sysfs: &Path, topology: &Topology) -> Result<(Self, Vec<String>), Unavailable> {
+    /// If no package's counter can be opened.
+    pub fn open(
+        sysfs: &Path,
+        possible_cpus: usize,
+        by_socket: bool,
+    ) -> Result<(Self, Topology, Vec<String>), Unavailable> {
         let broken = |problem: crate::host::BadFact| Unavailable::Broken(problem.to_string());
         let pmu = power_pmu::read(sysfs).map_err(broken)?.ok_or(Unavailable::Absent)?;
         let mut notes: Vec<String> =
             pmu.problems.iter().map(|problem| format!("an event is left out: {problem}")).collect();
-        if !pmu.events.iter().any(|event| event.name == EVENTS[0].0) {
-            return Err(Unavailable::Broken(format!("it has no usable {} event", EVENTS[0].0)));
+        let package_event = EVENTS[0].0;
+        if !pmu.events.iter().any(|event| event.name == package_event) {
+            let about = |file: &str| file.split('.').next() == Some(package_event);
+            let known = pmu.problems.iter().find(|problem| {
+                problem.path.file_name().is_some_and(|file| about(&file.to_string_lossy()))
+            });
+            return Err(Unavailable::Broken(match known {
+                Some(problem) => format!("it has no usable {package_event} event: {problem}"),
+                None => format!("it describes no {package_event} event"),
+            }));
         }
+
+        let places = topology::places(sysfs, possible_cpus);
+        let view = |cpu: &usize| View {
+            kind: ZoneKind::Package,
+            package: places
+                .get(*cpu)
+                .copied()
+                .flatten()
+                .map(|Place { socket, die }| PackageId { socket, die: Some(die) }),
+            mmio: false,
+            equals: None,
+        };
+        let views: Vec<View> = pmu.cpus.iter().map(view).collect();
+        let plan = overlap::plan(Shown::ByEvent { by_socket }, &views);
+        let topology = Topology::read(sysfs, possible_cpus, plan.grain);
+
         let mut meter = Self { domains: Vec::new(), groups: Vec::new() };
         let mut refused = None;
-        for &cpu in &pmu.cpus {
-            match meter.open_group(&pmu, cpu, topology) {
-                Ok(()) => {}
-                Err(error) => {
-                    notes.push(format!("the package of CPU {cpu} is left out: {error}"));
+        for (&cpu, used) in pmu.cpus.iter().zip(plan.uses) {
+            let Use::Read(package) = used else { continue };
+            let errors = meter.open_package(&pmu, cpu, package, &topology);
+            for (name, component, error) in errors {
+                notes.push(format!("{name} is left out: perf_event_open on CPU {cpu}: {error}"));
+                if component == Component::Cpu {
                     refused.get_or_insert(error);
                 }
             }
         }
-        if let Some(error) = refused.filter(|_| meter.groups.is_empty()) {
-            return Err(match error.kind() {
-                ErrorKind::PermissionDenied => Unavailable::Denied("perf_event_open".into()),
-                _ => Unavailable::Broken(format!("perf_event_open on it: {error}")),
-            });
+        if has_package(&meter.domains) {
+            return Ok((meter, topology, notes));
         }
-        meter.drop_dead(&mut notes);
-        if meter.domains.iter().any(|domain| domain.component == Component::Cpu) {
-            Ok((meter, notes))
-        } else {
-            Err(Unavailable::Empty)
-        }
+        Err(match refused {
+            Some(error) if error.kind() == ErrorKind::PermissionDenied => {
+                Unavailable::Denied("perf_event_open".into())
+            }
+            Some(error) => Unavailable::Broken(format!("perf_event_open on it: {error}")),
+            None => Unavailable::Absent,
+        })
     }
 
-    fn open_group(&mut self, pmu: &PowerPmu, cpu: usize, topology: &Topology) -> io::Result<()> {
-        let package = topology.package_of_cpu.get(cpu).copied().unwrap_or(0);
-        let mut package_name = topology
-            .packages
-            .get(package)
-            .map_or_else(|| format!("package-{package}"), |package| package.name.clone());
+    /// Opens the events of one package; of those that cannot be, the name and the reason.
+    fn open_package(
+        &mut self,
+        pmu: &PowerPmu,
+        cpu: usize,
+        package: PackageId,
+        topology: &Topology,
+    ) -> Vec<(String, Component, io::Error)> {
+        let mut package_name = package.to_string();
+        let index = topology.package(&package_name).unwrap_or(0);
         if self.domains.iter().any(|domain| domain.name == package_name) {
             // The topology does not tell the two apart, the PMU does: no joule is left out.
             package_name = format!("{package_name}-cpu-{cpu}");
         }
-        let mut group = Group { leader: None, members: Vec::new(), domains: Vec::new() };
-        let mut domains = Vec::new();
-        for (name, component, max_watts) in EVENTS {
-            let Some(event) = pmu.events.iter().find(|event| event.name == name) else { continue };
-            group.add(pmu.kind, event, cpu)?;
-            group.domains.push(Some(self.domains.len() + domains.len()));
-            domains.push(Domain {
-                name: match component {
-                    Component::Dram => dram_name(&package_name),
-                    _ => package_name.clone(),
-                },
+        let mut errors = Vec::new();
+        let mut group = Group::default();
+        for (event_name, component, max_watts) in EVENTS {
+            let event = pmu.events.iter().find(|event| event.name == event_name);
+            let Some(event) = event else { continue };
+            let name = match component {
+                Component::Dram => dram_name(&package_name),
+                _ => package_name.clone(),
+            };
+            let mut opened = group.add(pmu.kind, event, cpu);
+            // One that does not go with the others may go alone.
+            if opened.is_err() && group.leader.is_some() {
+                let mut own = Group::default();
+                opened = own.add(pmu.kind, event, cpu);
+                if opened.is_ok() {
+                    self.groups.push(std::mem::replace(&mut group, own));
+                }
+            }
+            if let Err(error) = opened {
+                errors.push((name, component, error));
+                continue;
+            }
+            group.domains.push(Some(self.domains.len()));
+            self.domains.push(Domain {
+                name,
                 component,
-                package,
+                package: index,
                 joules_per_count: event.joules_per_count,
                 range: None,
                 max_watts,
             });
         }
-        self.domains.extend(domains);
-        self.groups.push(group);
-        Ok(())
-    }
-
-    /// Leaves out the counters that stay at zero: a hypervisor may show the PMU and no energy.
-    fn drop_dead(&mut self, notes: &mut Vec<String>) {
-        let started = Instant::now();
-        let (mut readings, mut problems) = (Vec::new(), Vec::new());
-        let moved = |reading: &Option<Reading>| reading.is_some_and(|reading| reading.count > 0);
-        loop {
-            problems.clear();
-            self.read(0, &[], &mut readings, &mut problems);
-            if readings.iter().all(moved) || started.elapsed() >= FIRST_MOVE {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(1));
+        if group.leader.is_some() {
+            self.groups.push(group);
         }
-        notes.append(&mut problems);
-        let alive: Vec<bool> = readings.iter().map(moved).collect();
+        errors
+    }
+}
+
+impl Counters for PerfMeter {
+    fn retain(&mut self, keep: &[bool]) {
         let mut kept = 0;
-        let renumbered: Vec<Option<usize>> = alive
+        let renumbered: Vec<Option<usize>> = keep
             .iter()
-            .map(|alive| {
-                kept += usize::from(*alive);
-                alive.then(|| kept - 1)
+            .map(|keep| {
+                kept += usize::from(*keep);
+                keep.then(|| kept - 1)
             })
             .collect();
         for place in self.groups.iter_mut().flat_map(|group| &mut group.domains) {
             *place = place.and_then(|domain| renumbered.get(domain).copied().flatten());
         }
-        let mut alive = alive.into_iter();
-        self.domains.retain(|domain| {
-            let keep = alive.next().unwrap_or(false);
-            if !keep {
-                notes.push(format!("{} is left out: its counter stays at zero", domain.name));
-            }
-            keep
-        });
+        self.groups.retain(|group| group.domains.iter().any(Option::is_some));
+        alive::retain(&mut self.domains, keep);
     }
 }
 
@@ -150,39 +180,28 @@ impl EnergyMeter for PerfMeter {
         &self.domains
     }
 
-    fn read(
-        &mut self,
-        _mono_ns: u64,
-        _cpu_ns: &[Vec<u64>],
-        readings: &mut Vec<Option<Reading>>,
-        problems: &mut Vec<String>,
-    ) {
+    fn read(&mut self, readings: &mut Vec<Result<Reading, String>>) {
         readings.clear();
-        readings.resize(self.domains.len(), None);
+        readings.resize_with(self.domains.len(), || Ok(Reading { mono_ns: 0, count: 0 }));
         for group in &self.groups {
             let mut counts = [0; EVENTS.len()];
             let before = monotonic_ns();
             let result = group.read(&mut counts);
             let mono_ns = before.midpoint(monotonic_ns());
             for (place, &count) in group.domains.iter().zip(&counts) {
-                let Some(domain) = *place else { continue };
-                match &result {
-                    Ok(()) => {
-                        if let Some(reading) = readings.get_mut(domain) {
-                            *reading = Some(Reading { mono_ns, count });
-                        }
-                    }
-                    Err(error) => problems.extend(self.domains.get(domain).map(|domain| {
-                        format!("{} cannot be read from the power PMU: {error}", domain.name)
-                    })),
+                if let Some(reading) = place.and_then(|domain| readings.get_mut(domain)) {
+                    *reading = match &result {
+                        Ok(()) => Ok(Reading { mono_ns, count }),
+                        Err(error) => Err(format!("the power PMU: {error}")),
+                    };
                 }
             }
         }
     }
 }
 
-/// The events of one package, read together.
-#[derive(Debug)]
+/// Events of one package that are read together.
+#[derive(Debug, Default)]
 struct Group {
     leader: Option<File>,
     /// Only kept from being closed.
