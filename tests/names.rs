@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ecoprobe::base::error::Error;
-use ecoprobe::event::WorkloadKind;
+use ecoprobe::event::{Workload, WorkloadKind};
 use ecoprobe::workload::Roots;
 use ecoprobe::workload::hierarchy::Version;
-use ecoprobe::workload::names::{Selection, resolve};
+use ecoprobe::workload::names::{Change, Selection, resolve};
 
 const ID: &str = "3fa0d7c1e6b24a598c0f1d2e3b4a5968776554433221100ffeeddccbbaa99887";
 const UID: &str = "0b5c3a1e-7d42-4f6b-9a80-c1d2e3f40516";
@@ -67,12 +67,19 @@ impl Fixture {
         resolve(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), &roots)
     }
 
+    /// What names mean.
+    #[track_caller]
+    fn workloads(&self, names: &[&str]) -> Vec<Workload> {
+        workloads(&mut self.resolve(names).unwrap())
+    }
+
     /// The cgroup that one name means.
     #[track_caller]
     fn one(&self, name: &str) -> String {
-        let selection = self.resolve(&[name]).unwrap();
-        assert_eq!(selection.workloads.len(), 1, "{name}");
-        let cgroup = selection.workloads[0].cgroup.clone();
+        let mut selection = self.resolve(&[name]).unwrap();
+        let mut workloads = workloads(&mut selection);
+        assert_eq!(workloads.len(), 1, "{name}");
+        let cgroup = workloads.remove(0).cgroup;
         // A directory is never the root of a real hierarchy.
         let warnings = usize::from(cgroup == "/");
         assert_eq!(selection.warnings.len(), warnings, "{:?}", selection.warnings);
@@ -88,8 +95,21 @@ impl Fixture {
     }
 }
 
-fn cgroups(selection: &Selection) -> Vec<&str> {
-    selection.workloads.iter().map(|workload| &*workload.cgroup).collect()
+fn workloads(selection: &mut Selection) -> Vec<Workload> {
+    began(selection.start())
+}
+
+#[track_caller]
+fn began(news: Vec<Change>) -> Vec<Workload> {
+    let began = news.into_iter().map(|change| match change {
+        Change::Began(workload) => workload,
+        other => panic!("{other:?}"),
+    });
+    began.collect()
+}
+
+fn cgroups(workloads: &[Workload]) -> Vec<&str> {
+    workloads.iter().map(|workload| &*workload.cgroup).collect()
 }
 
 #[test]
@@ -111,7 +131,7 @@ fn a_path_is_taken_from_the_mount_or_from_the_root() {
     assert_eq!(host.one("step"), "/batch/job8/step");
 
     let selection = host.resolve(&["job7"]).unwrap();
-    assert_eq!(selection.workloads[0].name, "job7");
+    assert_eq!(host.workloads(&["job7"])[0].name, "job7");
     assert_eq!(selection.hierarchy.version, Version::V2);
     assert_eq!(selection.hierarchy.kind(), "v2");
 }
@@ -126,11 +146,11 @@ fn readings_are_tried_in_the_order_of_the_contract() {
     assert_eq!(host.one("web.service"), "/system.slice/web.service");
 
     // A cgroup's id comes before a job's; the user is told.
-    let id = host.resolve(&["c/web"]).unwrap().workloads[0].cgroup_id.to_string();
+    let id = host.workloads(&["c/web"])[0].cgroup_id.to_string();
     assert_eq!(host.one(&id), "/c/web");
     host.add(&[&format!("slurm/uid_0/job_{id}")]);
     let selection = host.resolve(&[&id]).unwrap();
-    assert_eq!(cgroups(&selection), ["/c/web"]);
+    assert_eq!(cgroups(&host.workloads(&[&id])), ["/c/web"]);
     assert!(selection.warnings[0].contains(&format!("/slurm/uid_0/job_{id}")));
 }
 
@@ -159,8 +179,8 @@ fn workloads_are_found_by_the_names_that_people_use() {
     assert_eq!(host.one("nginx"), "/system.slice/nginx.service");
     host.refused(&[&ID[..11]]);
 
-    let selection = host.resolve(&["ml/train-0", "4711"]).unwrap();
-    let [pod, job] = &selection.workloads[..] else { panic!() };
+    let workloads = host.workloads(&["ml/train-0", "4711"]);
+    let [pod, job] = &workloads[..] else { panic!() };
     assert_eq!((pod.kind, job.kind), (WorkloadKind::Pod, WorkloadKind::Slurm));
     assert_eq!((&*pod.labels["namespace"], &*pod.labels["pod"]), ("ml", "train-0"));
     assert_eq!(job.labels["job"], "4711");
@@ -170,20 +190,19 @@ fn workloads_are_found_by_the_names_that_people_use() {
 fn a_glob_selects_every_match_now_and_later() {
     let host = Fixture::v2(&["batch/job1", "batch/job2/step", "other/job3"]);
     let mut selection = host.resolve(&["batch/*"]).unwrap();
-    assert_eq!(cgroups(&selection), ["/batch/job1", "/batch/job2"]);
-    assert_eq!(selection.workloads[0].name, "batch/job1");
-    assert!(selection.has_globs() && selection.rescan().is_empty());
+    let first = workloads(&mut selection);
+    assert_eq!(cgroups(&first), ["/batch/job1", "/batch/job2"]);
+    assert_eq!((&*first[0].name, first[0].id.0, first[1].id.0), ("batch/job1", 1, 2));
+    assert!(selection.has_globs() && selection.update(&[], &[], true).is_empty());
 
     host.add(&["batch/job4", "batch/job4/step", "other/job5"]);
-    assert!(selection.made(&[]).is_empty());
-    let new: Vec<_> = selection.rescan().into_iter().map(|workload| workload.name).collect();
-    assert_eq!(new, ["batch/job4"]);
-    assert!(selection.rescan().is_empty());
+    let new = began(selection.update(&[], &[], true));
+    assert_eq!(cgroups(&new), ["/batch/job4"]);
+    assert!(selection.update(&[], &[], true).is_empty());
 
     let under_mount = host.path("cgroup/batch/*");
-    assert_eq!(host.resolve(&[under_mount.to_str().unwrap()]).unwrap().workloads.len(), 3);
-    let anywhere = host.resolve(&["job[35]"]).unwrap();
-    assert_eq!(cgroups(&anywhere), ["/other/job3", "/other/job5"]);
+    assert_eq!(host.workloads(&[under_mount.to_str().unwrap()]).len(), 3);
+    assert_eq!(cgroups(&host.workloads(&["job[35]"])), ["/other/job3", "/other/job5"]);
     assert!(host.refused(&["batsh/job?"]).contains("/batch/job1"));
     assert!(matches!(host.resolve(&["job["]), Err(Error::Usage(_))));
     assert!(!host.resolve(&["batch"]).unwrap().has_globs());
@@ -221,8 +240,9 @@ fn no_match_names_the_closest_and_several_are_listed() {
 #[test]
 fn one_cgroup_is_one_workload_and_nesting_is_said() {
     let host = Fixture::v2(&["batch/job1", "batch/job2"]);
-    let selection = host.resolve(&["job1", "batch/job1", "batch/*", "batch"]).unwrap();
-    let names: Vec<_> = selection.workloads.iter().map(|workload| &*workload.name).collect();
+    let mut selection = host.resolve(&["job1", "batch/job1", "batch/*", "batch"]).unwrap();
+    let workloads = workloads(&mut selection);
+    let names: Vec<_> = workloads.iter().map(|workload| &*workload.name).collect();
     assert_eq!(names, ["job1", "batch/job2", "batch"]);
     let [same, nested] = &selection.warnings[..] else { panic!("{:?}", selection.warnings) };
     assert!(same.contains("`job1` and `batch/job1`"), "{same}");
@@ -274,9 +294,9 @@ fn ten_thousand_cgroups_are_no_trouble() {
     }
     let start = Instant::now();
     let mut selection = host.resolve(&["batch/*/*", "job7", "step*"]).unwrap();
-    assert_eq!(selection.workloads.len(), 10_001);
+    assert_eq!(selection.start().len(), 10_001);
     assert_eq!(selection.warnings.len(), 1);
-    assert!(selection.rescan().is_empty());
+    assert!(selection.update(&[], &[], true).is_empty());
     host.refused(&["jobb7"]);
     // Tens of milliseconds when built for release; quadratic would take minutes.
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
@@ -296,10 +316,10 @@ mod real {
         }
     }
 
-    fn resolve_one(name: &str) -> ecoprobe::event::Workload {
-        let mut selection = resolve(&[name.to_owned()], &host()).unwrap();
-        assert_eq!(selection.workloads.len(), 1);
-        selection.workloads.remove(0)
+    fn resolve_one(name: &str) -> Workload {
+        let mut workloads = workloads(&mut resolve(&[name.to_owned()], &host()).unwrap());
+        assert_eq!(workloads.len(), 1);
+        workloads.remove(0)
     }
 
     fn last(path: &Path) -> &str {
@@ -327,10 +347,10 @@ mod real {
     #[test]
     #[ignore = "needs root: it makes cgroups"]
     fn the_whole_machine_is_the_root_and_no_warning() {
-        let selection = resolve(&["/".to_owned()], &host()).unwrap();
-        assert_eq!(selection.workloads[0].cgroup, "/");
-        assert_eq!(selection.workloads[0].cgroup_id, 1);
+        let mut selection = resolve(&["/".to_owned()], &host()).unwrap();
         assert_eq!(selection.warnings, [""; 0]);
+        let root = workloads(&mut selection).remove(0);
+        assert_eq!((&*root.cgroup, root.cgroup_id), ("/", 1));
     }
 
     #[test]
@@ -339,29 +359,30 @@ mod real {
         let job = TestCgroup::v2("glob");
         let _first = job.child("a");
         let mut selection = resolve(&[format!("{}/*", job.cgroup())], &host()).unwrap();
-        assert_eq!(selection.workloads.len(), 1);
+        assert_eq!(selection.start().len(), 1);
         let second = job.child("b");
         let ids = [1, second.id(), u64::MAX];
-        let new = selection.made(&ids);
+        let new = began(selection.update(&ids, &[], false));
         assert_eq!(new.len(), 1);
         assert_eq!((&*new[0].cgroup, new[0].cgroup_id), (&*second.cgroup(), second.id()));
-        assert!(selection.made(&ids).is_empty() && selection.rescan().is_empty());
+        assert!(selection.update(&ids, &[], false).is_empty());
+        assert!(selection.update(&[], &[], true).is_empty());
 
         // Without knowing which.
         let third = job.child("c");
-        assert_eq!(selection.rescan().len(), 1);
+        assert_eq!(selection.update(&[], &[], true).len(), 1);
         // Gone before anybody asked, or outside of the glob.
         let (gone, inner) = (job.child("d").id(), third.child("e"));
-        assert!(selection.made(&[gone, inner.id()]).is_empty());
+        assert!(selection.update(&[gone, inner.id()], &[], false).is_empty());
     }
 
     #[test]
     #[ignore = "needs root and a cgroup v1 mount"]
     fn v1_a_cgroup_is_found_beside_v2_and_wins_if_it_has_the_tasks() {
         let job = TestCgroup::v1("cpuacct", "names");
-        let selection = resolve(&[last(job.path()).to_owned()], &host()).unwrap();
+        let mut selection = resolve(&[last(job.path()).to_owned()], &host()).unwrap();
         assert_eq!(selection.hierarchy.version, Version::V1 { controller: "cpuacct".into() });
-        assert_eq!(selection.workloads[0].cgroup_id, job.id());
+        assert_eq!(workloads(&mut selection)[0].cgroup_id, job.id());
 
         // The same path in both hierarchies.
         let name = last(job.path());

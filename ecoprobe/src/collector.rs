@@ -1,31 +1,37 @@
 //! The tick: read every meter, then commit. A tick whose reading failed commits nothing, so the next
 //! one covers its time too and no joule is billed by the wrong CPU time.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use hdrhistogram::Histogram;
 
 use crate::base::error::Error;
-use crate::base::monotonic_ns;
+use crate::base::id::User;
 use crate::base::own::{Own, Quantiles};
+use crate::base::{WorkloadId, monotonic_ns};
 use crate::cli::MeasureArgs;
 use crate::command::settings::settings;
 use crate::event::sources::{CpuTimeSource, GpuEnergyKind, GpuEnergySource, Host, Sources};
-use crate::event::{Event, Header, RECORDING_SCHEMA, Sample, Settings, Workload};
+use crate::event::{
+    Event, Header, RECORDING_SCHEMA, SLOT_FIRST, SLOT_OTHER, Sample, Settings, Workload,
+};
 use crate::host::Roots;
 use crate::host::{self, topology::Topology};
 use crate::meter::gpu::GpuEnergyChoice;
-use crate::meter::gpu::{GpuMeter, GpuOptions, Owners, Workloads};
+use crate::meter::gpu::{Exit, GpuMeter, GpuOptions, PidOwner};
 use crate::meter::{EnergyMeter, open_cpu_energy};
 use crate::probe::{CpuTime, Exits, LoadOptions};
 use crate::recording::{Recorder, RecordingError};
 use crate::session::Session;
 use crate::view::report::Report;
 use crate::workload::hierarchy::Hierarchy;
+use crate::workload::names::Change;
+use crate::workload::owner::{Owner, Owners, Watched};
 
 /// How many ticks in a row a counter may fail before the others go on without it.
 const PATIENCE: u32 = 3;
@@ -57,7 +63,8 @@ pub struct Collector {
     session: Session,
     gpu: Option<GpuMeter>,
     /// Who is who, for the GPU meter's thread.
-    owners: Workloads,
+    who: Who,
+    raw_ns: Vec<Vec<u64>>,
     nvml_us: Quantiles,
     /// `None` if nothing is to be recorded, or once it could not be.
     recorder: Option<Recorder>,
@@ -106,16 +113,16 @@ impl Collector {
         })?;
 
         // Before the GPU meter takes its first look at who is on a device.
-        let owners = Workloads::default();
+        let who = Who::default();
         let mut billed = Vec::with_capacity(workloads.len());
         for workload in workloads {
-            if enrol(&mut cpu_time, &owners, workload)? {
+            if who.enrol(&mut cpu_time, workload)? != Enrolled::NoRoom {
                 billed.push(workload);
             }
         }
 
         // After the probe: loading it keeps other threads from opening files for a moment.
-        let gpu = open_gpu(args, hierarchy, &owners, cpu_time.take_exits())?;
+        let gpu = open_gpu(args, hierarchy, &who, cpu_time.take_exits())?;
         if gpu.meter.is_some() {
             cpu_time.watch_exits()?;
         }
@@ -148,7 +155,8 @@ impl Collector {
             cpu_time,
             energy: energy.meter,
             gpu: gpu.meter,
-            owners,
+            who,
+            raw_ns: Vec::new(),
             nvml_us: Quantiles::default(),
             recorder,
             recording_failed: false,
@@ -179,12 +187,20 @@ impl Collector {
     /// Bills a cgroup from now on. Beyond the capacity its time stays in `other`, and the report
     /// says so.
     pub fn add(&mut self, workload: Workload) -> anyhow::Result<()> {
-        if !enrol(&mut self.cpu_time, &self.owners, &workload)? {
-            self.refused_workloads += 1;
-            return Ok(());
+        match self.who.enrol(&mut self.cpu_time, &workload)? {
+            Enrolled::NoRoom => self.refused_workloads += 1,
+            Enrolled::Again => {}
+            Enrolled::First => self.announce(workload),
         }
-        self.announce(workload);
         Ok(())
+    }
+
+    pub fn apply(&mut self, change: Change) -> anyhow::Result<()> {
+        self.who.watched.apply(&change);
+        match change {
+            Change::Began(workload) | Change::Moved { workload } => self.add(workload),
+            Change::Renamed(_) | Change::Gone { .. } => Ok(()),
+        }
     }
 
     fn announce(&mut self, workload: Workload) {
@@ -272,7 +288,8 @@ impl Collector {
     fn read(&mut self) {
         let sample = &mut self.sample;
         self.problems.clear();
-        sample.mono_ns = self.cpu_time.read(&mut sample.cpu_ns);
+        sample.mono_ns = self.cpu_time.read(&mut self.raw_ns);
+        self.who.fold(&self.raw_ns, &mut sample.cpu_ns);
         if let Some(meter) = &mut self.energy {
             meter.read(sample.mono_ns, &sample.cpu_ns, &mut sample.energy, &mut self.problems);
         }
@@ -385,12 +402,82 @@ impl Collector {
     }
 }
 
-/// Has every meter bill a cgroup from now on; `false`: there is no room for it.
-fn enrol(cpu_time: &mut CpuTime, owners: &Workloads, workload: &Workload) -> Result<bool, Error> {
-    let Some(slot) = cpu_time.add_workload(workload.cgroup_id)? else { return Ok(false) };
-    let mut owners = owners.write().unwrap_or_else(PoisonError::into_inner);
-    owners.push((workload.cgroup.clone(), slot));
-    Ok(true)
+/// Which of the probe's slots belong to which workload: one that moved has several.
+#[derive(Debug, Clone, Default)]
+struct Who {
+    watched: Watched,
+    slots: Arc<RwLock<Slots>>,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    by_row: Vec<Vec<usize>>,
+    rows: HashMap<WorkloadId, usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Enrolled {
+    NoRoom,
+    First,
+    Again,
+}
+
+impl Who {
+    /// Has every meter bill a cgroup from now on.
+    fn enrol(&self, cpu_time: &mut CpuTime, workload: &Workload) -> Result<Enrolled, Error> {
+        let Some(slot) = cpu_time.add_workload(workload.cgroup_id)? else {
+            return Ok(Enrolled::NoRoom);
+        };
+        self.watched.insert(workload.cgroup_id, workload.id);
+        let slots = &mut *self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let next = slots.by_row.len();
+        let row = *slots.rows.entry(workload.id).or_insert(next);
+        if row < next {
+            slots.by_row[row].push(slot);
+            return Ok(Enrolled::Again);
+        }
+        slots.by_row.push(vec![slot]);
+        Ok(Enrolled::First)
+    }
+
+    fn fold(&self, raw: &[Vec<u64>], folded: &mut Vec<Vec<u64>>) {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        folded.resize_with(raw.len(), Vec::new);
+        for (raw, folded) in raw.iter().zip(folded) {
+            folded.clear();
+            folded.extend(raw.iter().take(SLOT_FIRST));
+            let at = |slot: &usize| raw.get(*slot).copied().unwrap_or(0);
+            folded.extend(slots.by_row.iter().map(|slots| slots.iter().map(at).sum::<u64>()));
+        }
+    }
+}
+
+struct Glue {
+    owners: Owners,
+    exits: Option<Exits>,
+    who: Who,
+}
+
+impl PidOwner for Glue {
+    fn living(&self, pid: u32) -> Option<usize> {
+        let Owner::User(user) = self.owners.living(pid) else { return None };
+        let slots = self.who.slots.read().unwrap_or_else(PoisonError::into_inner);
+        match user {
+            User::Other => Some(SLOT_OTHER),
+            User::Workload(id) => slots.rows.get(&id).map(|row| SLOT_FIRST + row),
+        }
+    }
+
+    fn exited(&self, pid: u32) -> Option<Exit> {
+        let (slot, ns) = self.exits.as_ref()?.find(pid)?;
+        let slots = self.who.slots.read().unwrap_or_else(PoisonError::into_inner);
+        let row = slots.by_row.iter().position(|slots| slots.contains(&slot));
+        Some((row.map_or(slot, |row| SLOT_FIRST + row), ns))
+    }
+
+    fn sees_host_pids(&self) -> bool {
+        self.owners.sees_host_pids()
+    }
 }
 
 /// The GPU meter, if there is one to be had.
@@ -403,7 +490,7 @@ struct OpenedGpu {
 fn open_gpu(
     args: &MeasureArgs,
     hierarchy: &Hierarchy,
-    owners: &Workloads,
+    who: &Who,
     exits: Option<Exits>,
 ) -> Result<OpenedGpu, Error> {
     if args.gpu_energy == GpuEnergyChoice::None {
@@ -417,9 +504,8 @@ fn open_gpu(
         interval: args.gpu_interval,
         process_interval: args.gpu_process_interval,
     };
-    let exited = move |pid| exits.as_ref()?.find(pid);
-    let (procfs, version) = (&args.roots.procfs, hierarchy.version.clone());
-    let owner = Owners::new(procfs, version, owners.clone(), exited);
+    let owners = Owners::new(&args.roots.procfs, hierarchy, who.watched.clone());
+    let owner = Glue { owners, exits, who: who.clone() };
     let (meter, source, warnings) = GpuMeter::start(options, owner)?;
     let meter = (source.kind != GpuEnergyKind::None).then_some(meter);
     Ok(OpenedGpu { meter, source, warnings })

@@ -99,6 +99,9 @@ pub struct Domain {
 /// A cgroup subtree that energy is billed to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Workload {
+    /// Counts up from 1. Recordings from before have none.
+    #[serde(default = "no_id")]
+    pub id: WorkloadId,
     /// What the user called it, or the match of the user's glob.
     pub name: String,
     /// Path from the hierarchy's root, with a leading slash.
@@ -107,6 +110,10 @@ pub struct Workload {
     pub kind: WorkloadKind,
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
     pub labels: std::collections::BTreeMap<String, String>,
+}
+
+fn no_id() -> WorkloadId {
+    WorkloadId(0)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

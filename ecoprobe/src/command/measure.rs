@@ -1,10 +1,7 @@
 //! The loop that `watch` and `run` share: tick, show, and notice when it is over.
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -14,12 +11,11 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::run::child::Signals;
+use crate::base::monotonic_ns;
 use crate::cli::MeasureArgs;
 use crate::collector::{CgroupChanges, Collector, Last};
-use crate::event::Workload;
 use crate::host::priority::Undisturbed;
 use crate::output::{self, Output};
-use crate::workload::hierarchy::Hierarchy;
 
 /// One run: what is read, where it is shown, and how often.
 pub(super) struct Measurement {
@@ -36,12 +32,15 @@ pub(super) struct Measurement {
     /// While ticks are waited for and taken. To begin it and to end it are system calls: it lasts from
     /// one to the next where nothing else is to be done.
     undisturbed: Option<Undisturbed>,
+    end: Option<Instant>,
 }
 
 /// Why the loop woke up.
 pub(super) enum Wake {
     Tick,
     Deadline,
+    /// Everything that was watched has been gone for long enough.
+    Over,
     Signal(Signal),
     Cgroups(CgroupChanges),
 }
@@ -75,6 +74,7 @@ impl Measurement {
             signals,
             cgroup_events,
             undisturbed: None,
+            end: None,
         };
         run.show_notes();
         Ok(run)
@@ -84,11 +84,18 @@ impl Measurement {
         &mut self.collector
     }
 
+    /// CLOCK_MONOTONIC nanoseconds when there will be nothing left to wait for.
+    pub(super) fn set_end(&mut self, at_ns: Option<u64>) {
+        let left = at_ns.map(|at| Duration::from_nanos(at.saturating_sub(monotonic_ns())));
+        self.end = left.map(|left| Instant::now() + left);
+    }
+
     /// Waits for the next thing to happen.
     pub(super) async fn next(&mut self) -> anyhow::Result<Wake> {
         let deadline =
             self.deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(86_400));
         let has_deadline = self.deadline.is_some();
+        let (end, has_end) = (self.end.unwrap_or(deadline), self.end.is_some());
         // Begun here, where time does not matter: the tick is on time, and done in one go.
         self.undisturbed.get_or_insert_with(Undisturbed::begin);
         let wake = tokio::select! {
@@ -96,6 +103,7 @@ impl Measurement {
             signal = self.signals.next() => Wake::Signal(signal),
             () = tokio::time::sleep_until(deadline), if has_deadline => Wake::Deadline,
             _ = self.ticker.tick() => Wake::Tick,
+            () = tokio::time::sleep_until(end), if has_end => Wake::Over,
             ready = self.cgroup_events.readable() => {
                 ready.context("cannot wait for the probe's events")?.clear_ready();
                 Wake::Cgroups(self.collector.cgroup_events())
@@ -183,40 +191,6 @@ enum Failure {
     NobodyReads,
     /// Standard error has heard why.
     Said,
-}
-
-/// The watched cgroups that still exist, by id.
-#[derive(Debug)]
-pub(super) struct Alive(HashMap<u64, PathBuf>);
-
-impl Alive {
-    pub(super) fn new(hierarchy: &Hierarchy, workloads: &[Workload]) -> Self {
-        let mut alive = Self(HashMap::new());
-        for workload in workloads {
-            alive.insert(hierarchy, workload);
-        }
-        alive
-    }
-
-    pub(super) fn insert(&mut self, hierarchy: &Hierarchy, workload: &Workload) {
-        let relative = hierarchy.relative(&workload.cgroup).unwrap_or_default();
-        self.0.insert(workload.cgroup_id, hierarchy.mount.join(relative));
-    }
-
-    pub(super) fn remove(&mut self, ids: &[u64]) {
-        for id in ids {
-            self.0.remove(id);
-        }
-    }
-
-    /// Looks for itself, where events may have been missed.
-    pub(super) fn sweep(&mut self) {
-        self.0.retain(|id, path| std::fs::metadata(path).is_ok_and(|found| found.ino() == *id));
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
 }
 
 /// One thread does it all: a tick is microseconds.

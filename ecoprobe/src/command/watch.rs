@@ -4,14 +4,14 @@ use std::process::ExitCode;
 
 use nix::sys::signal::Signal;
 
-use super::measure::{Alive, Measurement, Wake, runtime};
+use super::measure::{Measurement, Wake, runtime};
 use super::run::child::Signals;
 use crate::base::error::EXIT_FAILED;
 use crate::cli::WatchArgs;
 use crate::collector::Collector;
 use crate::output;
 use crate::workload::hierarchy::Hierarchies;
-use crate::workload::names::{Selection, resolve};
+use crate::workload::names::{Change, Selection, resolve};
 use crate::workload::scope;
 
 pub fn watch(args: &WatchArgs) -> anyhow::Result<ExitCode> {
@@ -29,45 +29,42 @@ async fn measure(
     output: Box<dyn output::Output>,
 ) -> anyhow::Result<ExitCode> {
     let signals = Signals::listen()?;
-    let mut collector = Collector::open(&args.measure, &selection.hierarchy, &selection.workloads)?;
+    let workloads: Vec<_> = selection.start().into_iter().filter_map(Change::workload).collect();
+    let mut collector = Collector::open(&args.measure, &selection.hierarchy, &workloads)?;
     for warning in std::mem::take(&mut selection.warnings) {
         collector.warn(warning);
     }
-    let mut alive = Alive::new(&selection.hierarchy, &selection.workloads);
     // What was made or removed before the probe could tell.
-    for workload in selection.rescan() {
-        alive.insert(&selection.hierarchy, &workload);
-        collector.add(workload)?;
+    for change in selection.update(&[], &[], true) {
+        collector.apply(change)?;
     }
-    alive.sweep();
 
     let mut run = Measurement::start(&args.measure, collector, output, signals)?;
-    while !alive.is_empty() || selection.has_globs() {
+    while !selection.is_over() {
+        run.set_end(selection.over_at());
         match run.next().await? {
             Wake::Tick => {
                 run.tick();
+                for change in selection.update(&[], &[], false) {
+                    run.collector().apply(change)?;
+                }
                 if run.output_failed() {
                     break;
                 }
             }
             Wake::Cgroups(changes) => {
-                let new =
-                    if changes.lost { selection.rescan() } else { selection.made(&changes.made) };
-                for workload in new {
-                    alive.insert(&selection.hierarchy, &workload);
-                    run.collector().add(workload)?;
-                }
-                alive.remove(&changes.removed);
-                if changes.lost {
-                    alive.sweep();
+                let news = selection.update(&changes.made, &changes.removed, changes.lost);
+                for change in news {
+                    run.collector().apply(change)?;
                 }
             }
+            Wake::Over => {}
             Wake::Deadline => break,
             Wake::Signal(Signal::SIGUSR1 | Signal::SIGUSR2) => {}
             Wake::Signal(_) => break,
         }
     }
-    let gone = alive.is_empty().then(|| "every watched cgroup is gone".to_owned());
+    let gone = selection.is_over().then(|| "every watched cgroup is gone".to_owned());
     run.last_tick();
     let complete = run.finish(gone.into_iter().collect());
     Ok(if complete { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) })

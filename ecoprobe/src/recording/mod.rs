@@ -274,6 +274,7 @@ mod tests {
 
     fn workload(name: &str) -> Event {
         Event::Workload(Workload {
+            id: crate::base::WorkloadId(1),
             name: name.into(),
             cgroup: format!("/{name}"),
             cgroup_id: u64::MAX,

@@ -102,12 +102,12 @@ impl<E: Fn(u32) -> Option<Exit> + Send + 'static> PidOwner for Owners<E> {
         let directory = self.procfs.join(pid.to_string());
         // The start time before and after: else the cgroup might be that of the pid's next owner.
         let started = start_time(&directory)?;
-        let cgroup = fs::read_to_string(directory.join("cgroup")).ok()?;
+        let cgroup = fs::read(directory.join("cgroup")).ok()?;
         if start_time(&directory) != Some(started) {
             return None;
         }
         let line = self.hierarchy.line_in(&cgroup);
-        Some(line.map_or(SLOT_OTHER, |(_, path)| self.nearest(path)))
+        Some(line.map_or(SLOT_OTHER, |(_, path)| self.nearest(&path.to_string_lossy())))
     }
 
     fn exited(&self, pid: u32) -> Option<Exit> {

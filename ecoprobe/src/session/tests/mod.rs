@@ -54,6 +54,7 @@ fn header(packages: usize, domains: Vec<Domain>) -> Header {
 
 fn workload(name: &str) -> Workload {
     Workload {
+        id: crate::base::WorkloadId(1),
         name: name.to_owned(),
         cgroup: format!("/{name}"),
         cgroup_id: 1,
