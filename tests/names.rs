@@ -213,6 +213,172 @@ fn a_glob_selects_every_match_now_and_later() {
 }
 
 #[test]
+fn what_is_called_exactly_so_comes_before_a_pattern() {
+    let host = Fixture::v2(&[
+        "pbs/77[2].srv",
+        "pbs/772.srv",
+        "a/b[1]/c",
+        "a/b1/c",
+        "x/what?",
+        "x/whats",
+        "y/all*",
+        "y/allofit",
+        "odd[",
+        "s/foo\\x2dbar.service",
+        "*",
+    ]);
+    for (name, cgroup) in [
+        ("77[2].srv", "/pbs/77[2].srv"),
+        ("/pbs/77[2].srv", "/pbs/77[2].srv"),
+        ("pbs/77[2].srv", "/pbs/77[2].srv"),
+        ("a/b[1]/c", "/a/b[1]/c"),
+        ("/a/b[1]/c/", "/a/b[1]/c"),
+        ("what?", "/x/what?"),
+        ("all*", "/y/all*"),
+        ("*", "/*"),
+        ("/*", "/*"),
+        // No pattern at all.
+        ("odd[", "/odd["),
+        ("s/foo\\x2dbar.service", "/s/foo\\x2dbar.service"),
+        ("foo\\x2dbar.service", "/s/foo\\x2dbar.service"),
+    ] {
+        assert_eq!(host.one(name), cgroup, "{name}");
+        let mut selection = host.resolve(&[name]).unwrap();
+        assert!(!selection.has_globs(), "{name}");
+        assert_eq!(workloads(&mut selection)[0].name, name);
+    }
+    for path in ["cgroup/pbs/77[2].srv", "cgroup/a/b[1]/c", "cgroup/*"] {
+        let cgroup = path.strip_prefix("cgroup").unwrap();
+        assert_eq!(host.one(host.path(path).to_str().unwrap()), cgroup);
+    }
+
+    // What is only a pattern stays one, beside its likes as well.
+    let match_of = |name: &str| {
+        let mut selection = host.resolve(&[name]).unwrap();
+        assert!(selection.has_globs(), "{name}");
+        workloads(&mut selection).into_iter().map(|it| it.cgroup).collect::<Vec<_>>()
+    };
+    assert_eq!(match_of("77[23].srv"), ["/pbs/772.srv"]);
+    assert_eq!(match_of("77[[]2].srv"), ["/pbs/77[2].srv"]);
+    assert_eq!(match_of("a/b[12]/c"), ["/a/b1/c"]);
+    assert_eq!(match_of("what[?s]"), ["/x/what?", "/x/whats"]);
+    assert_eq!(match_of("pbs/*"), ["/pbs/772.srv", "/pbs/77[2].srv"]);
+    let under_mount = host.path("cgroup/a/b[!2]/c");
+    assert_eq!(match_of(under_mount.to_str().unwrap()), ["/a/b1/c"]);
+    // And when the literal is gone, too.
+    fs::remove_dir_all(host.path("cgroup/pbs/77[2].srv")).unwrap();
+    assert_eq!(match_of("77[2].srv"), ["/pbs/772.srv"]);
+    assert!(matches!(host.resolve(&["even["]), Err(Error::Usage(_))));
+}
+
+#[test]
+fn a_literal_in_one_hierarchy_comes_before_a_pattern_in_the_other() {
+    let host = Fixture::hybrid(&["unified/j1", "cpu,cpuacct/q/j[1]"]);
+    assert_eq!(cgroups(&host.workloads(&["j[1]"])), ["/q/j[1]"]);
+    assert_eq!(cgroups(&host.workloads(&["j[12]"])), ["/j1"]);
+}
+
+#[test]
+fn the_outermost_of_one_inside_the_other_is_meant() {
+    let inner = format!("docker/{ID}/kubepods/docker/{ID}");
+    let host = Fixture::v2(&[&inner]);
+    for name in [ID, &ID[..12], &format!("docker://{ID}"), &format!("docker://{}", &ID[..13])] {
+        assert_eq!(host.one(name), format!("/docker/{ID}"), "{name}");
+    }
+    // Another that lies beside leaves a doubt.
+    host.add(&[&format!("podman/libpod-{ID}.scope")]);
+    assert!(host.refused(&[&ID[..12]]).contains("any of 3 cgroups"));
+    // Also one that begins alike.
+    let host = Fixture::v2(&["x/a/x/a", "x/ab/a"]);
+    assert!(host.refused(&["a"]).contains("any of 3"));
+    host.refused(&[&format!("docker://{}", &ID[..11])]);
+}
+
+#[test]
+fn workloads_of_every_runtime_are_found() {
+    const TASK: &str = "0123456789abcdef0123456789abcdef";
+    let id = |digit: &str| format!("{}{}", digit, &ID[1..]);
+    let (docker, crio, podman, pod) = (id("1"), id("2"), id("3"), id("4"));
+    let (in_pod, containerd) = (id("5"), id("6"));
+    let unit = |name: &str| format!("machine.slice/{name}");
+    let host = Fixture::v2(&[
+        &format!("system.slice/docker-{docker}.scope"),
+        &format!("kubepods.slice/crio-{crio}.scope"),
+        &format!("kubepods.slice/crio-conmon-{crio}.scope"),
+        &unit(&format!("libpod-{podman}.scope/container")),
+        &unit(&format!("machine-libpod_pod_{pod}.slice/libpod-{in_pod}.scope")),
+        &format!("k8s.io/{containerd}"),
+        &unit("machine-qemu\\x2d1\\x2dweb\\x2dserver.scope/libvirt"),
+        &unit("machine-qemu\\x2d2\\x2dapi.scope"),
+        "lxc.payload.db/init.scope",
+        "lxc.monitor.db",
+        &format!("ecs/{TASK}/{TASK}-42"),
+        "system.slice/foo\\x2dbar.service",
+        "user.slice/user-1000.slice/user@1000.service/app.slice/app-note\\x2dbook@1.service",
+        "system.slice/slurmstepd.scope/s5K1KKYAYG5D00/step_0",
+        "system.slice/n1_slurmstepd.scope/job_7/step_0",
+        "slurm_n2/uid_1000/job_8/step_batch",
+    ]);
+    let (docker_short, crio_url) = (&docker[..12], format!("cri-o://{crio}"));
+    let containerd_url = format!("containerd://{containerd}");
+    for (name, cgroup) in [
+        (docker_short, format!("/system.slice/docker-{docker}.scope")),
+        (&crio_url, format!("/kubepods.slice/crio-{crio}.scope")),
+        (&containerd_url, format!("/k8s.io/{containerd}")),
+        (&podman, format!("/machine.slice/libpod-{podman}.scope")),
+        (&pod[..12], format!("/machine.slice/machine-libpod_pod_{pod}.slice")),
+        ("web-server", "/machine.slice/machine-qemu\\x2d1\\x2dweb\\x2dserver.scope".into()),
+        ("qemu-2-api", "/machine.slice/machine-qemu\\x2d2\\x2dapi.scope".into()),
+        ("db", "/lxc.payload.db".into()),
+        (&TASK[..12], format!("/ecs/{TASK}")),
+        (&format!("{TASK}-42"), format!("/ecs/{TASK}/{TASK}-42")),
+        ("foo-bar", "/system.slice/foo\\x2dbar.service".into()),
+        ("foo-bar.service", "/system.slice/foo\\x2dbar.service".into()),
+        ("foo\\x2dbar", "/system.slice/foo\\x2dbar.service".into()),
+        ("s5K1KKYAYG5D00", "/system.slice/slurmstepd.scope/s5K1KKYAYG5D00".into()),
+        ("7", "/system.slice/n1_slurmstepd.scope/job_7".into()),
+        ("8", "/slurm_n2/uid_1000/job_8".into()),
+    ] {
+        assert_eq!(host.one(name), cgroup, "{name}");
+    }
+    assert!(host.one("app-note-book@1").ends_with("app-note\\x2dbook@1.service"));
+    // By a part of the name.
+    for (part, whole) in [
+        ("server", "x2dserver.scope"),
+        ("payload", "/lxc.payload.db"),
+        ("n1_slurmstepd", "n1_slurmstepd.scope"),
+        (&docker[..11], &*docker),
+    ] {
+        assert!(host.refused(&[part]).contains(whole), "{part}: {}", host.refused(&[part]));
+    }
+    assert!(host.refused(&["containerd://3fa0"]).contains("the closest"));
+}
+
+#[test]
+fn names_that_are_no_text_are_told_apart_and_found() {
+    use std::os::unix::ffi::OsStrExt;
+    let host = Fixture::v2(&["plain\\xff"]);
+    let name = |bytes| Path::new(std::ffi::OsStr::from_bytes(bytes)).to_owned();
+    for bytes in [&b"a\xfe"[..], b"a\xff"] {
+        fs::create_dir(host.path("cgroup").join(name(bytes)).join("")).unwrap();
+        fs::create_dir(host.path("cgroup").join(name(bytes)).join("in")).unwrap();
+    }
+    let workloads = host.workloads(&["a*"]);
+    assert_eq!(cgroups(&workloads), ["/a\\xfe", "/a\\xff"]);
+    assert_eq!((&*workloads[0].name, &*workloads[1].name), ("a\\xfe", "a\\xff"));
+    // As they are shown, they can be asked for.
+    assert_eq!(cgroups(&host.workloads(&["a\\xff/in", "a\\xfe"])), ["/a\\xff/in", "/a\\xfe"]);
+    assert_eq!(cgroups(&host.workloads(&["a?"])), ["/a\\xfe", "/a\\xff"]);
+    let path = host.path("cgroup/a\\xff/in");
+    assert_eq!(host.one(path.to_str().unwrap()), "/a\\xff/in");
+    // What only looks like it is shown so that it can be told, and is found either way.
+    assert_eq!(host.one("plain\\x5cxff"), "/plain\\x5cxff");
+    assert_eq!(host.one("plain\\xff"), "/plain\\x5cxff");
+    let message = host.refused(&["in"]);
+    assert!(message.contains("/a\\xfe/in, /a\\xff/in"), "{message}");
+}
+
+#[test]
 fn no_match_names_the_closest_and_several_are_listed() {
     let host = Fixture::v2(&["job123", "batch/job124", "system.slice/nginx.service", "x/a", "y/a"]);
     assert!(host.refused(&["jbo123"]).contains("/job123"));
@@ -374,6 +540,89 @@ mod real {
         // Gone before anybody asked, or outside of the glob.
         let (gone, inner) = (job.child("d").id(), third.child("e"));
         assert!(selection.update(&[gone, inner.id()], &[], false).is_empty());
+    }
+
+    #[test]
+    #[ignore = "needs root: it makes cgroups"]
+    fn a_cgroup_that_is_made_again_is_the_same_workload() {
+        let job = TestCgroup::v2("again");
+        let name = format!("{}/s", job.cgroup());
+        let mut service = Some(job.child("s"));
+        let mut selection = resolve(std::slice::from_ref(&name), &host()).unwrap();
+        let first = workloads(&mut selection).remove(0);
+        for _ in 0..10 {
+            let old = service.take().unwrap().id();
+            let new = service.insert(job.child("s")).id();
+            let news = selection.update(&[new], &[old], false);
+            let [Change::Gone { id, cgroup_id }, Change::Moved { workload }] = &news[..] else {
+                panic!("{news:?}")
+            };
+            assert_eq!((*id, *cgroup_id), (first.id, old));
+            assert_eq!((workload.id, workload.cgroup_id), (first.id, new));
+            assert_eq!((&workload.name, &workload.cgroup), (&name, &name));
+        }
+    }
+
+    /// Of this process.
+    fn resident_bytes() -> usize {
+        let pages = fs::read_to_string("/proc/self/statm").unwrap();
+        pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    }
+
+    #[test]
+    #[ignore = "needs root: it makes cgroups"]
+    fn any_number_of_cgroups_under_a_glob_takes_no_more_memory() {
+        const MANY: usize = 30_000;
+        let job = TestCgroup::v2("churn");
+        let _first = job.child("first");
+        let mut selection = resolve(&[format!("{}/*", job.cgroup())], &host()).unwrap();
+        selection.start();
+        let mut before = 0;
+        let (mut began, mut gone) = (0, 0);
+        for number in 0..MANY {
+            if number == MANY / 3 {
+                before = resident_bytes();
+            }
+            let path = job.path().join(format!("job-{number}"));
+            fs::create_dir(&path).unwrap();
+            let id = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&path).unwrap());
+            began += selection.update(&[id], &[], false).len();
+            fs::remove_dir(&path).unwrap();
+            gone += selection.update(&[], &[id], false).len();
+            assert_eq!(selection.count(), 1);
+        }
+        assert_eq!((began, gone), (MANY, MANY));
+        // Other tests of this process take some meanwhile.
+        let grown = resident_bytes().saturating_sub(before);
+        assert!(grown < 4 << 20, "{grown} bytes");
+    }
+
+    #[test]
+    #[ignore = "needs root and a cgroup v1 mount"]
+    fn v1_a_renamed_cgroup_is_the_same_workload() {
+        let job = TestCgroup::v1("cpuacct", "rename");
+        let (named, matched) = (job.child("a"), job.child("g"));
+        let ids = [named.id(), matched.id()];
+        let names = [job.path().join("a"), job.path().join("g*")];
+        let names = names.map(|path| path.to_str().unwrap().to_owned());
+        let mut selection = resolve(&names, &host()).unwrap();
+        let first = workloads(&mut selection);
+        fs::rename(job.path().join("a"), job.path().join("b")).unwrap();
+        fs::rename(job.path().join("g"), job.path().join("h")).unwrap();
+        let news = selection.update(&[], &[], false);
+        let renamed = news.iter().map(|change| match change {
+            Change::Renamed(workload) => (workload.id, workload.cgroup_id, &*workload.cgroup),
+            other => panic!("{other:?}"),
+        });
+        let [b, h] = ["b", "h"].map(|name| format!("{}/{name}", job.cgroup()));
+        let expected = [(first[0].id, ids[0], &*b), (first[1].id, ids[1], &*h)];
+        assert_eq!(renamed.collect::<Vec<_>>(), expected);
+        assert!(selection.update(&[], &[], true).is_empty());
+        // The name is the path's.
+        let again = job.child("a");
+        let news = selection.update(&[again.id()], &[], false);
+        let [Change::Moved { workload }] = &news[..] else { panic!("{news:?}") };
+        assert_eq!((workload.id, workload.cgroup_id), (first[0].id, again.id()));
     }
 
     #[test]

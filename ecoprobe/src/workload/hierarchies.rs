@@ -103,6 +103,12 @@ impl Hierarchies {
         self.preferred().into_iter().map(|index| &self.mounts[index])
     }
 
+    /// As [`Hierarchies::iter`], with every place that a hierarchy is mounted in: one may be read-only.
+    pub(super) fn everywhere(&self) -> impl Iterator<Item = &Hierarchy> {
+        let preferred: Vec<_> = self.iter().map(|hierarchy| &hierarchy.version).collect();
+        self.mounts.iter().filter(move |mount| preferred.contains(&&mount.version))
+    }
+
     /// "v2", "v1" or "hybrid".
     pub fn kind(&self) -> &'static str {
         self.mounts.first().map_or("none", Hierarchy::kind)

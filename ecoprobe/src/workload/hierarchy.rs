@@ -175,7 +175,7 @@ impl Hierarchy {
                 "cgroup paths of other processes cannot be read from inside of this cgroup \
                  namespace: {} does not show where it lies; run ecoprobe in the host's cgroup \
                  namespace (docker run --cgroupns=host)",
-                self.mount.display()
+                shown_path(&self.mount)
             )
         };
         let own = self.own_path()?;
@@ -229,9 +229,9 @@ impl Hierarchy {
 impl fmt::Display for Hierarchy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.version {
-            Version::V2 => write!(f, "cgroup v2 at {}", self.mount.display()),
+            Version::V2 => write!(f, "cgroup v2 at {}", shown_path(&self.mount)),
             Version::V1 { controller } => {
-                write!(f, "cgroup v1 ({controller}) at {}", self.mount.display())
+                write!(f, "cgroup v1 ({controller}) at {}", shown_path(&self.mount))
             }
         }
     }

@@ -9,6 +9,7 @@ use super::pods::Pods;
 use super::query::{Query, Rank, choose};
 pub use super::selection::{Change, GRACE_NS, Selection};
 use super::selection::{Found, path_name};
+use super::shown::shown_path;
 use super::tree::Node;
 use crate::base::error::Error;
 
@@ -76,7 +77,7 @@ pub fn resolve(names: &[String], roots: &Roots) -> Result<Selection, Error> {
         warnings.push(format!(
             "{} shows a part of this machine's cgroups only, so `/` is not the whole machine; give \
              ecoprobe the host's cgroup mount with --cgroupfs",
-            hierarchy.mount.display()
+            shown_path(&hierarchy.mount)
         ));
     }
     warnings.extend(nesting(&found));

@@ -299,13 +299,16 @@ fn not_found(query: &Query<'_>, hierarchies: &Hierarchies, pods: &Pods) -> Error
         });
     }
     for name in pods.names() {
-        closest.offer(&[&name], || name.clone());
+        let pod = name.rsplit('/').next().unwrap_or(&name);
+        closest.offer(&[&name, pod], || name.clone());
     }
     let what = if query.glob.is_some() { "no cgroup matches" } else { "no workload is called" };
     let hint = match closest.names() {
         names if names.is_empty() => {
-            let mounts: Vec<_> =
-                hierarchies.iter().map(|hierarchy| hierarchy.mount.display().to_string()).collect();
+            let mounts: Vec<_> = hierarchies
+                .iter()
+                .map(|hierarchy| shown_path(&hierarchy.mount).into_owned())
+                .collect();
             format!(
                 "none of the {cgroups} cgroups in {} is called anything like it; try a path, as \
                  `systemd-cgls` shows them",

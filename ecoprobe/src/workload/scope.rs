@@ -42,7 +42,7 @@ impl Scope {
     pub fn create(roots: &Roots) -> Result<Self, Error> {
         let hierarchies = Hierarchies::find(roots)?;
         let mut refused: Option<Error> = None;
-        for hierarchy in hierarchies.iter() {
+        for hierarchy in hierarchies.everywhere() {
             let own = match own_cgroup(hierarchy) {
                 Ok(own) => own,
                 Err(why) => {
@@ -141,7 +141,7 @@ impl Scope {
         };
         Some(format!(
             "the cgroup {} stays: {why}; ecoprobe removes it when it next starts and finds it empty",
-            self.directory.display()
+            shown_path(&self.directory)
         ))
     }
 

@@ -35,8 +35,8 @@ const LOOKS: u8 = 3;
 const PENDING: usize = 4096;
 
 /// How many cgroups are looked at for a new path at a time, in the hierarchies where a cgroup can be
-/// renamed: nothing tells.
-const CHECKED: usize = 32;
+/// renamed (v1): nothing tells.
+const CHECKED: usize = 8;
 
 /// What became of a workload.
 #[derive(Debug, Clone, PartialEq)]
@@ -307,16 +307,15 @@ impl Selection {
                 None if was_home => self.vacant.push(key),
                 None => {}
             }
-        } else if known.living == 1 && self.known.get(&path).is_none_or(|other| other.living == 0) {
-            if self.known.get(&path).is_none_or(|other| !other.named)
-                && let Some(mut known) = self.known.remove(&key)
-            {
-                known.name = path_name(&path);
-                known.home = Some(cgroup_id);
-                self.known.insert(Arc::clone(&path), known);
-                if let Some(living) = self.living.get_mut(&cgroup_id) {
-                    living.key = path;
-                }
+        } else if known.living == 1
+            && self.known.get(&path).is_none_or(|other| other.living == 0 && !other.named)
+            && let Some(mut known) = self.known.remove(&key)
+        {
+            known.name = path_name(&path);
+            known.home = Some(cgroup_id);
+            self.known.insert(Arc::clone(&path), known);
+            if let Some(living) = self.living.get_mut(&cgroup_id) {
+                living.key = path;
             }
         }
         news.extend(self.workload(cgroup_id, &mut LazyPods::default()).map(Change::Renamed));
