@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use ecoprobe::base::error::Error;
 use ecoprobe::command::run::child::{Child, Signals, SpawnError, exit_code};
 use ecoprobe::event::WorkloadKind;
-use ecoprobe::workload::Roots;
 use ecoprobe::workload::hierarchy::{Hierarchies, Version};
 use ecoprobe::workload::scope::{Scope, clean_up_stale};
+use ecoprobe::workload::{Place, Roots};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -63,7 +63,8 @@ fn the_scope_is_a_child_of_our_own_cgroup_and_goes_with_us() {
     assert_eq!(scope.hierarchy().version, Version::V2);
     let workload = scope.workload("sleep");
     assert_eq!((&*workload.name, workload.kind), ("sleep", WorkloadKind::Run));
-    let own = scope.hierarchy().cgroup_of(Path::new("/proc"), "self").unwrap();
+    let Place::Below(own) = scope.hierarchy().own_place() else { panic!() };
+    let own = scope.hierarchy().cgroup(&own);
     let expected = format!("{}/ecoprobe-run-{}", own.trim_end_matches('/'), std::process::id());
     assert_eq!(workload.cgroup, expected);
     // What the command may make inside goes too.

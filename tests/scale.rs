@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use clap::Parser as _;
 use ecoprobe::cli::Cli;
 use ecoprobe::collector::{Collector, Last};
-use ecoprobe::workload::names::resolve;
+use ecoprobe::workload::names::{Change, resolve};
 use nix::time::{ClockId, clock_getcpuclockid};
 use nix::unistd::Pid;
 use sim::cgroup::TestCgroup;
@@ -145,9 +145,9 @@ fn an_outside_clock_agrees_about_the_tick() {
     let crowd = Crowd::new(1_000);
     let arguments = ["ecoprobe".to_owned()].into_iter().chain(crowd.arguments());
     let watch = Cli::try_parse_from(arguments).unwrap().watch;
-    let selection = resolve(&watch.cgroups, &watch.measure.roots.host()).unwrap();
-    let mut collector =
-        Collector::open(&watch.measure, &selection.hierarchy, &selection.workloads).unwrap();
+    let mut selection = resolve(&watch.cgroups, &watch.measure.roots.host()).unwrap();
+    let workloads: Vec<_> = selection.start().into_iter().filter_map(Change::workload).collect();
+    let mut collector = Collector::open(&watch.measure, &selection.hierarchy, &workloads).unwrap();
     let mut outside = Vec::new();
     for _ in 0..150 {
         thread::sleep(Duration::from_millis(5));

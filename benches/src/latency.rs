@@ -7,7 +7,7 @@ use clap::Parser as _;
 use ecoprobe::cli::Cli;
 use ecoprobe::collector::{Collector, Last};
 use ecoprobe::host::priority::Undisturbed;
-use ecoprobe::workload::names::resolve;
+use ecoprobe::workload::names::{Change, resolve};
 
 use crate::agent::{Agent, Cgroups, Energy, INTERVAL, gpu_driver, start_time};
 use crate::harness::{Bench, Metric, Outcome, Target, thousands};
@@ -139,9 +139,9 @@ fn from_outside(bench: &Bench, cgroups: &Cgroups, energy: &Energy) -> Result<(f6
     let options = energy.options();
     let arguments = ["ecoprobe", "--cgroup", &glob];
     let cli = Cli::try_parse_from(arguments.into_iter().chain(options.iter().map(String::as_str)))?;
-    let selection = resolve(&cli.watch.cgroups, &cli.watch.measure.roots.host())?;
-    let mut collector =
-        Collector::open(&cli.watch.measure, &selection.hierarchy, &selection.workloads)?;
+    let mut selection = resolve(&cli.watch.cgroups, &cli.watch.measure.roots.host())?;
+    let workloads: Vec<_> = selection.start().into_iter().filter_map(Change::workload).collect();
+    let mut collector = Collector::open(&cli.watch.measure, &selection.hierarchy, &workloads)?;
     let mut us = Vec::new();
     let start = Instant::now();
     while start.elapsed() < bench.duration() {

@@ -7,7 +7,7 @@ use clap::Parser as _;
 use ecoprobe::cli::Cli;
 use ecoprobe::collector::{Collector, Last};
 use ecoprobe::host::powercap::{ZoneKind, zones};
-use ecoprobe::workload::names::resolve;
+use ecoprobe::workload::names::{Change, resolve};
 
 use crate::harness::{Bench, Metric, Outcome, Target};
 use crate::simulators::cgroup::TestCgroup;
@@ -39,13 +39,13 @@ pub(super) fn counter(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
     let cgroup = TestCgroup::v2("bench");
     let _load = Load::start(Shape::Hog, cgroup.path(), Some(0));
     let cli = Cli::try_parse_from(["ecoprobe", "--cgroup", &cgroup.path().to_string_lossy()])?;
-    let selection = resolve(&cli.watch.cgroups, &cli.watch.measure.roots.host())?;
+    let mut selection = resolve(&cli.watch.cgroups, &cli.watch.measure.roots.host())?;
+    let workloads: Vec<_> = selection.start().into_iter().filter_map(Change::workload).collect();
     let mut errors = Vec::new();
     for turn in 1..=bench.settings.turns {
         bench.progress(format_args!("accuracy: {WHAT}, turn {turn}"));
         let before = read()?;
-        let mut collector =
-            Collector::open(&cli.watch.measure, &selection.hierarchy, &selection.workloads)?;
+        let mut collector = Collector::open(&cli.watch.measure, &selection.hierarchy, &workloads)?;
         let opened = read()?;
         std::thread::sleep(bench.duration().max(Duration::from_secs(1)));
         let last = read()?;

@@ -213,6 +213,7 @@ fn header(scenario: &Scenario) -> Header {
 
 fn workload(number: usize) -> Workload {
     Workload {
+        id: ecoprobe::base::WorkloadId(1),
         name: format!("job-{number}"),
         cgroup: format!("/job-{number}"),
         cgroup_id: number as u64,

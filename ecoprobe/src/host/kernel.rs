@@ -99,67 +99,9 @@ impl Capabilities {
     }
 }
 
-/// The cgroup hierarchies that count CPU time.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CgroupMounts {
-    pub v2: Option<PathBuf>,
-    /// The v1 hierarchy that `cpuacct` (or else `cpu`) is bound to.
-    pub v1: Option<PathBuf>,
-}
-
-impl CgroupMounts {
-    /// From the mount table of `procfs`.
-    pub fn read(procfs: &Path) -> Self {
-        Self::parse(&fs::read_to_string(procfs.join("self/mounts")).unwrap_or_default())
-    }
-
-    fn parse(mounts: &str) -> Self {
-        let (mut found, mut cpu) = (Self::default(), None);
-        for line in mounts.lines() {
-            let mut fields = line.split(' ').skip(1);
-            let (Some(point), Some(kind), Some(options)) =
-                (fields.next(), fields.next(), fields.next())
-            else {
-                continue;
-            };
-            let point = || Some(PathBuf::from(unescape(point)));
-            let bound_to = |controller| options.split(',').any(|option| option == controller);
-            match kind {
-                "cgroup2" if found.v2.is_none() => found.v2 = point(),
-                "cgroup" if bound_to("cpuacct") && found.v1.is_none() => found.v1 = point(),
-                "cgroup" if bound_to("cpu") && cpu.is_none() => cpu = point(),
-                _ => {}
-            }
-        }
-        found.v1 = found.v1.or(cpu);
-        found
-    }
-}
-
-/// The mount table writes white space and backslashes as three octal digits.
-fn unescape(field: &str) -> String {
-    ["\\040 ", "\\011\t", "\\012\n", "\\134\\"]
-        .iter()
-        .fold(field.to_owned(), |text, escape| text.replace(&escape[..4], &escape[4..]))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hierarchies_from_the_mount_table() {
-        let path = |path: &str| Some(PathBuf::from(path));
-        let hybrid = "cgroup /c/cpu,cpuacct cgroup rw,nosuid,cpu,cpuacct 0 0\n\
-            cgroup /c/systemd cgroup rw,name=systemd 0 0\n\
-            cgroup2 /c/uni\\040fied cgroup2 rw 0 0\n";
-        let found = CgroupMounts::parse(hybrid);
-        assert_eq!((found.v2, found.v1), (path("/c/uni fied"), path("/c/cpu,cpuacct")));
-        let split =
-            "cgroup /c/cpu cgroup rw,cpu 0 0\ncgroup /c/acct cgroup rw,cpuacct 0 0\nx y\n\n";
-        let found = CgroupMounts::parse(split);
-        assert_eq!((found.v2, found.v1), (None, path("/c/acct")));
-    }
 
     #[test]
     fn btf_is_the_running_kernels_wherever_it_is_shown() {

@@ -4,6 +4,7 @@
 pub mod btf;
 pub mod cpu;
 pub mod kernel;
+pub mod mounts;
 pub mod own;
 pub mod power_pmu;
 pub mod powercap;

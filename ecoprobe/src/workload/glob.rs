@@ -1,6 +1,10 @@
 //! Patterns over cgroup paths, and which cgroups it takes to enter for their matches.
 
+use std::path::Path;
+
 use ::glob::{MatchOptions, Pattern, PatternError};
+
+use super::shown::shown_path;
 
 /// A pattern over paths.
 #[derive(Debug)]
@@ -39,6 +43,14 @@ impl Glob {
             Some(parts.into_iter().map(Pattern::new).collect::<Result<_, _>>()?)
         };
         Ok(Self { pattern, components, anywhere })
+    }
+
+    /// A path below the mount. Where it is not text, it may be matched as it is shown, or with any one
+    /// character for what is no text.
+    pub(super) fn test_path(&self, path: &Path) -> Verdict {
+        let (shown, lossy) = (shown_path(path), path.to_string_lossy());
+        let verdict = self.test(&shown);
+        if shown == lossy { verdict } else { verdict.or(self.test(&lossy)) }
     }
 
     /// `path` is without leading slash.

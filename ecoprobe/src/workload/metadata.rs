@@ -1,16 +1,20 @@
 //! What a cgroup's path says about who lives in it. Pure functions on strings.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 
+use super::shown::{parsed, shown};
 use crate::event::WorkloadKind;
 
 /// What could be told from a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Metadata {
+pub(super) struct Metadata {
     /// What the cgroup itself is, by its last component.
-    pub kind: WorkloadKind,
-    /// `container`, `pod_uid`, `job`, `step`, `uid`, `unit`: of the cgroup, or of what it lies in.
-    pub labels: BTreeMap<String, String>,
+    pub(super) kind: WorkloadKind,
+    /// `container`, `pod_uid`, `task`, `machine`, `job`, `step`, `uid`, `unit`: of the cgroup, or of
+    /// what it lies in.
+    pub(super) labels: BTreeMap<String, String>,
 }
 
 /// What one component of a path stands for.
@@ -20,9 +24,19 @@ pub(super) enum Identity<'a> {
         id: &'a str,
         pod_uid: Option<String>,
     },
+    /// Of LXC and those that stand on it, which go by names.
+    SystemContainer(&'a str),
+    /// Of systemd-machined (a virtual machine of libvirt, for one), as it is registered and as it is
+    /// called.
+    Machine {
+        registered: String,
+        unit: Option<&'a str>,
+    },
     Pod {
         uid: String,
     },
+    /// Of ECS: its containers lie inside.
+    Task(&'a str),
     Job(&'a str),
     Step(&'a str),
     /// The cgroup of all jobs of a user.
@@ -34,7 +48,7 @@ pub(super) enum Identity<'a> {
 }
 
 /// Kind and labels of the cgroup at `path`.
-pub fn describe(path: &str) -> Metadata {
+pub(super) fn describe(path: &str) -> Metadata {
     let mut kind = WorkloadKind::Cgroup;
     let mut labels = BTreeMap::new();
     let mut label = |key: &str, value: &str| {
@@ -44,11 +58,17 @@ pub fn describe(path: &str) -> Metadata {
     let mut unit = None;
     for identity in identities(path) {
         kind = match &identity {
-            Some(Identity::Container { .. }) => WorkloadKind::Container,
+            Some(Identity::Container { .. } | Identity::SystemContainer(_)) => {
+                WorkloadKind::Container
+            }
             Some(Identity::Pod { .. }) => WorkloadKind::Pod,
             Some(Identity::Job(_) | Identity::Step(_)) => WorkloadKind::Slurm,
-            Some(Identity::Unit { .. }) => WorkloadKind::Systemd,
-            Some(Identity::SlurmUser(_)) | None => WorkloadKind::Cgroup,
+            Some(Identity::Unit { .. } | Identity::Machine { unit: Some(_), .. }) => {
+                WorkloadKind::Systemd
+            }
+            Some(Identity::SlurmUser(_) | Identity::Task(_) | Identity::Machine { .. }) | None => {
+                WorkloadKind::Cgroup
+            }
         };
         match identity {
             Some(Identity::Container { id, pod_uid }) => {
@@ -57,6 +77,18 @@ pub fn describe(path: &str) -> Metadata {
                 if let Some(uid) = pod_uid {
                     label("pod_uid", &uid);
                 }
+            }
+            Some(Identity::SystemContainer(name)) => {
+                unit = None;
+                label("container", name);
+            }
+            Some(Identity::Machine { registered, unit: scope }) => {
+                unit = scope;
+                label("machine", machine_name(&registered));
+            }
+            Some(Identity::Task(id)) => {
+                unit = None;
+                label("task", id);
             }
             Some(Identity::Pod { uid }) => {
                 unit = None;
@@ -93,21 +125,45 @@ pub(super) fn identity(path: &str) -> Option<Identity<'_>> {
 
 /// What each component of `path` stands for.
 fn identities(path: &str) -> impl Iterator<Item = Option<Identity<'_>>> {
-    let (mut in_kubernetes, mut in_slurm) = (false, false);
+    let (mut in_kubernetes, mut in_slurm, mut parent) = (false, false, "");
     path.split('/').filter(|component| !component.is_empty()).map(move |component| {
-        let identity = container(component)
+        let identity = inside(parent, component)
+            .or_else(|| container(component))
             .or_else(|| pod(component, in_kubernetes))
-            .or_else(|| if in_slurm { slurm(component) } else { None })
+            .or_else(|| if in_slurm { slurm(parent, component) } else { None })
+            .or_else(|| machine(component))
             .or_else(|| unit(component));
         in_kubernetes |= component.contains("kubepods");
         in_slurm |= is_slurm(component);
+        parent = component;
         identity
     })
 }
 
+/// What is known by what it lies directly in: podman's pods (cgroupfs driver), ECS' tasks, LXC's
+/// containers.
+fn inside<'a>(parent: &str, component: &'a str) -> Option<Identity<'a>> {
+    match parent {
+        "libpod_parent" if is_hex(component, CONTAINER_ID) => {
+            Some(Identity::Pod { uid: component.to_owned() })
+        }
+        "ecs" if is_hex(component, TASK_ID) => Some(Identity::Task(component)),
+        "lxc" | "lxc.payload" => Some(Identity::SystemContainer(component)),
+        _ => {
+            let name = component.strip_prefix("lxc.payload.").filter(|name| !name.is_empty());
+            name.map(Identity::SystemContainer)
+        }
+    }
+}
+
+/// Hexadecimal digits in the id of a container, and of podman's pods.
+const CONTAINER_ID: usize = 64;
+/// Hexadecimal digits in the id of an ECS task.
+const TASK_ID: usize = 32;
+
 /// The bare id (cgroupfs drivers), `RUNTIME-ID` (podman, CRI-O), `RUNTIME-ID.scope` (systemd
-/// drivers), or containerd's `SLICE:RUNTIME:ID`, which it makes of a systemd path when its own
-/// driver is cgroupfs.
+/// drivers), containerd's `SLICE:RUNTIME:ID`, which it makes of a systemd path when its own driver
+/// is cgroupfs, or `TASK-NUMBER` (ECS).
 fn container(component: &str) -> Option<Identity<'_>> {
     let (pod_uid, name) = match component.rsplit_once(':') {
         Some((prefix, id)) => (prefix.split(':').next().and_then(pod_of_slice), id),
@@ -116,18 +172,27 @@ fn container(component: &str) -> Option<Identity<'_>> {
     let id = match name.rsplit_once('-') {
         // The monitor of a container has a scope of its own that carries the container's id.
         Some((runtime, _)) if runtime.ends_with("conmon") => return None,
+        Some((task, number)) if is_hex(task, TASK_ID) && is_number(number) => {
+            return Some(Identity::Container { id: name, pod_uid });
+        }
         Some((_, id)) => id,
         None => name,
     };
-    is_hex(id, 64).then_some(Identity::Container { id, pod_uid })
+    is_hex(id, CONTAINER_ID).then_some(Identity::Container { id, pod_uid })
 }
 
 fn pod(component: &str, in_kubernetes: bool) -> Option<Identity<'_>> {
     let uid = match component.strip_prefix("pod") {
         Some(uid) if in_kubernetes && is_uid(uid) => Some(uid.to_owned()),
-        _ => pod_of_slice(component),
+        _ => pod_of_slice(component).or_else(|| podman_pod(component)),
     };
     uid.map(|uid| Identity::Pod { uid })
+}
+
+/// `machine-libpod_pod_ID.slice`, and `user-libpod_pod_ID.slice` without root.
+fn podman_pod(component: &str) -> Option<String> {
+    let (_, id) = component.strip_suffix(".slice")?.rsplit_once("-libpod_pod_")?;
+    is_hex(id, CONTAINER_ID).then(|| id.to_owned())
 }
 
 /// `kubepods-burstable-pod<uid>.slice`, where the uid's dashes are underscores because a dash in
@@ -147,15 +212,73 @@ fn is_slurm(component: &str) -> bool {
         || component.ends_with("_slurmstepd.scope")
 }
 
-fn slurm(component: &str) -> Option<Identity<'_>> {
+/// `job_ID`, or since Slurm 26.05 the job's SLUID alone; steps; the jobs of a user (v1).
+fn slurm<'a>(parent: &str, component: &'a str) -> Option<Identity<'a>> {
+    let holds_jobs = is_slurm(parent) || parent.starts_with("uid_");
+    if holds_jobs && is_sluid(component) {
+        return Some(Identity::Job(component));
+    }
     let (key, value) = component.split_once('_')?;
     let is_number = is_number(value);
     match key {
-        "job" if is_number => Some(Identity::Job(value)),
+        "job" if is_number || is_sluid(value) => Some(Identity::Job(value)),
         "uid" if is_number => Some(Identity::SlurmUser(value)),
         "step" => Some(Identity::Step(value)),
         _ => None,
     }
+}
+
+/// An `s` and 64 bits in 13 digits to the base of 32: `s5K1KKYAYG5D00`. slurmd's own cgroups, `system`
+/// and `slurmd`, lie beside them.
+fn is_sluid(text: &str) -> bool {
+    const DIGITS: usize = 13;
+    text.strip_prefix('s').is_some_and(|digits| {
+        digits.len() == DIGITS && digits.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    })
+}
+
+/// `machine-NAME.scope` with the name escaped, or libvirt's own form from before it asked machined.
+fn machine(component: &str) -> Option<Identity<'_>> {
+    let scope = component.strip_prefix("machine-").and_then(|rest| rest.strip_suffix(".scope"));
+    if let Some(escaped) = scope.filter(|name| !name.is_empty()) {
+        return Some(Identity::Machine { registered: unescape(escaped), unit: Some(component) });
+    }
+    let old = component.strip_suffix(".libvirt-qemu");
+    let name = old.or_else(|| component.strip_suffix(".libvirt-lxc"))?;
+    Some(Identity::Machine { registered: name.to_owned(), unit: None })
+}
+
+/// What people call a machine: libvirt registers it as DRIVER-NUMBER-NAME.
+pub(super) fn machine_name(registered: &str) -> &str {
+    let mut parts = registered.splitn(3, '-');
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some("qemu" | "lxc" | "xen" | "bhyve" | "ch"), Some(number), Some(name))
+            if is_number(number) && !name.is_empty() =>
+        {
+            name
+        }
+        _ => registered,
+    }
+}
+
+/// Without the escapes of systemd.unit(5), which writes `\x2d` for a dash that is part of a name.
+pub(super) fn unescape(name: &str) -> String {
+    let name = parsed(name);
+    let bytes = name.as_os_str().as_bytes();
+    let mut plain = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let escaped = match bytes.get(at..at + 4) {
+            Some([b'\\', b'x', digits @ ..]) => std::str::from_utf8(digits)
+                .ok()
+                .filter(|_| digits.iter().all(u8::is_ascii_hexdigit))
+                .and_then(|digits| u8::from_str_radix(digits, 16).ok()),
+            _ => None,
+        };
+        plain.push(escaped.unwrap_or(byte));
+        at += if escaped.is_some() { 4 } else { 1 };
+    }
+    shown(OsStr::from_bytes(&plain)).into_owned()
 }
 
 fn unit(component: &str) -> Option<Identity<'_>> {
@@ -189,134 +312,4 @@ fn is_uid(text: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ID: &str = "3fa0d7c1e6b24a598c0f1d2e3b4a5968776554433221100ffeeddccbbaa99887";
-    const UID: &str = "0b5c3a1e-7d42-4f6b-9a80-c1d2e3f40516";
-
-    /// In the expected labels ID and UID stand for the constants.
-    #[track_caller]
-    fn check(path: &str, kind: WorkloadKind, labels: &[(&str, &str)]) {
-        let path =
-            path.replace("UID_", &UID.replace('-', "_")).replace("UID", UID).replace("ID", ID);
-        let expected: BTreeMap<_, _> = labels
-            .iter()
-            .map(|(key, value)| {
-                let value = match *value {
-                    "ID" => ID,
-                    "UID" => UID,
-                    value => value,
-                };
-                ((*key).to_owned(), value.to_owned())
-            })
-            .collect();
-        assert_eq!(describe(&path), Metadata { kind, labels: expected }, "{path}");
-    }
-
-    #[test]
-    fn docker_and_podman() {
-        use WorkloadKind::*;
-        check("/system.slice/docker-ID.scope", Container, &[("container", "ID")]);
-        check("/docker/ID", Container, &[("container", "ID")]);
-        check("/machine.slice/libpod-ID.scope", Container, &[("container", "ID")]);
-        check("/libpod_parent/libpod-ID", Container, &[("container", "ID")]);
-        check(
-            "/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-ID.scope",
-            Container,
-            &[("container", "ID"), ("uid", "1000")],
-        );
-        // Inside of a container: a cgroup of its own, that says where it is.
-        check("/machine.slice/libpod-ID.scope/container", Cgroup, &[("container", "ID")]);
-        check(
-            "/docker/ID/system.slice/nginx.service",
-            Systemd,
-            &[("container", "ID"), ("unit", "nginx.service")],
-        );
-        check(
-            "/machine.slice/libpod-conmon-ID.scope",
-            Systemd,
-            &[("unit", &format!("libpod-conmon-{ID}.scope"))],
-        );
-    }
-
-    #[test]
-    fn kubernetes() {
-        use WorkloadKind::*;
-        let pod = [("pod_uid", "UID")];
-        let container = [("container", "ID"), ("pod_uid", "UID")];
-        for qos in ["kubepods-burstable-", "kubepods-besteffort-", "kubepods-"] {
-            let slice = format!("/kubepods.slice/{qos}podUID_.slice");
-            check(&slice, Pod, &pod);
-            for runtime in ["cri-containerd", "crio", "docker"] {
-                check(&format!("{slice}/{runtime}-ID.scope"), Container, &container);
-            }
-        }
-        for qos in ["/burstable", "/besteffort", ""] {
-            let group = format!("/kubepods{qos}/podUID");
-            check(&group, Pod, &pod);
-            check(&format!("{group}/ID"), Container, &container);
-            check(&format!("{group}/crio-ID"), Container, &container);
-        }
-        // kind, which puts the kubelet into a slice of its own, in a container.
-        check(
-            "/docker/ID/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-podUID_.slice",
-            Pod,
-            &[("container", "ID"), ("pod_uid", "UID")],
-        );
-        check(
-            "/system.slice/kubepods-burstable-podUID_.slice:cri-containerd:ID",
-            Container,
-            &container,
-        );
-        // A static pod, whose uid is a hash.
-        let hash = &ID[..32];
-        check(&format!("/kubepods/burstable/pod{hash}"), Pod, &[("pod_uid", hash)]);
-        check("/kubepods.slice", Systemd, &[("unit", "kubepods.slice")]);
-        check("/kubepods/burstable", Cgroup, &[]);
-        check("/pods/podUID", Cgroup, &[]);
-    }
-
-    #[test]
-    fn slurm_jobs() {
-        use WorkloadKind::*;
-        check("/slurm/uid_1000/job_123", Slurm, &[("job", "123"), ("uid", "1000")]);
-        check("/slurm_n1/uid_0/job_7/step_0", Slurm, &[("job", "7"), ("step", "0"), ("uid", "0")]);
-        check("/system.slice/slurmstepd.scope/job_123", Slurm, &[("job", "123")]);
-        check(
-            "/system.slice/n1_slurmstepd.scope/job_123/step_batch/user/task_0",
-            Cgroup,
-            &[("job", "123"), ("step", "batch")],
-        );
-        check("/slurm/uid_1000", Cgroup, &[("uid", "1000")]);
-        check("/batch/job_123", Cgroup, &[]);
-        check("/slurm/uid_x/job_", Cgroup, &[]);
-    }
-
-    #[test]
-    fn systemd_units() {
-        use WorkloadKind::*;
-        check("/system.slice/nginx.service", Systemd, &[("unit", "nginx.service")]);
-        check("/system.slice", Systemd, &[("unit", "system.slice")]);
-        check("/system.slice/nginx.service/worker", Cgroup, &[("unit", "nginx.service")]);
-        check(
-            "/user.slice/user-1000.slice/session-3.scope",
-            Systemd,
-            &[("uid", "1000"), ("unit", "session-3.scope")],
-        );
-        check(
-            "/user.slice/user-1000.slice/user@1000.service/app.slice/app-foo@1.service",
-            Systemd,
-            &[("uid", "1000"), ("unit", "app-foo@1.service")],
-        );
-        check("/a.b", Cgroup, &[]);
-        check("/.service", Cgroup, &[]);
-    }
-
-    #[test]
-    fn what_says_nothing_is_a_cgroup() {
-        for path in ["", "/", "/job123", "//a//b/", "/docker", "/-", "/:", "/pod", "/\u{fffd}"] {
-            check(path, WorkloadKind::Cgroup, &[]);
-        }
-    }
-}
+mod tests;

@@ -4,12 +4,18 @@
 mod closest;
 mod glob;
 mod handle;
+mod hierarchies;
 pub mod hierarchy;
-pub mod metadata;
+mod metadata;
 pub mod names;
 pub mod owner;
+mod place;
 mod pods;
+mod query;
 pub mod scope;
+mod selection;
+mod shown;
 mod tree;
 
+pub use self::place::Place;
 pub use crate::host::Roots;

@@ -13,8 +13,11 @@ use nix::unistd::Pid;
 
 use super::Roots;
 use super::hierarchy::{Hierarchies, Hierarchy};
+use super::place::Place;
+use super::shown::shown_path;
 use super::tree::{self, Node};
-use crate::base::{Error, WorkloadId};
+use crate::base::WorkloadId;
+use crate::base::error::Error;
 use crate::event::{Workload, WorkloadKind};
 
 /// Followed by the pid of the ecoprobe that made it.
@@ -38,28 +41,32 @@ impl Scope {
     /// hierarchy for CPU time where there is no v2.
     pub fn create(roots: &Roots) -> Result<Self, Error> {
         let hierarchies = Hierarchies::find(roots)?;
-        let mut refused: Option<(PathBuf, io::Error)> = None;
-        for hierarchy in hierarchies.iter() {
-            let own = hierarchy
-                .cgroup_of(&roots.procfs, "self")
-                .and_then(|cgroup| hierarchy.relative(&cgroup))
-                .unwrap_or_default();
+        let mut refused: Option<Error> = None;
+        for hierarchy in hierarchies.everywhere() {
+            let own = match own_cgroup(hierarchy) {
+                Ok(own) => own,
+                Err(why) => {
+                    refused.get_or_insert(why);
+                    continue;
+                }
+            };
             for parent in own.ancestors() {
                 match Self::create_in(hierarchy, parent) {
                     Ok(scope) => return Ok(scope),
                     // The nearest one's reason is the one to mend.
                     Err(error) => {
-                        refused.get_or_insert((hierarchy.mount.join(parent), error));
+                        refused.get_or_insert_with(|| {
+                            Error::Cannot(format!(
+                                "cannot make a cgroup for the command in {}: {error}; {}",
+                                shown_path(&hierarchy.mount.join(parent)),
+                                remedy(&error)
+                            ))
+                        });
                     }
                 }
             }
         }
-        let (parent, error) = refused.unwrap_or((PathBuf::new(), Errno::ENOENT.into()));
-        Err(Error::Cannot(format!(
-            "cannot make a cgroup for the command in {}: {error}; {}",
-            parent.display(),
-            remedy(&error)
-        )))
+        Err(refused.unwrap_or_else(|| Error::Cannot("no cgroup file system is mounted".into())))
     }
 
     fn create_in(hierarchy: &Hierarchy, parent: &Path) -> io::Result<Self> {
@@ -106,9 +113,10 @@ impl Scope {
     }
 
     /// The cgroup as a workload that is called `name`.
-    pub fn workload(&self, id: WorkloadId, name: &str) -> Workload {
+    pub fn workload(&self, name: &str) -> Workload {
         Workload {
-            id,
+            // The only one of its run.
+            id: WorkloadId(1),
             name: name.to_owned(),
             cgroup: self.hierarchy.cgroup(&self.node.path),
             cgroup_id: self.node.id,
@@ -133,7 +141,7 @@ impl Scope {
         };
         Some(format!(
             "the cgroup {} stays: {why}; ecoprobe removes it when it next starts and finds it empty",
-            self.directory.display()
+            shown_path(&self.directory)
         ))
     }
 
@@ -162,6 +170,21 @@ impl Drop for Scope {
             let _ = self.remove();
         }
     }
+}
+
+/// Where this process's own cgroup lies below the mount. Somewhere else its limits would not hold for
+/// the command; where the user named the directory, that is what was asked for.
+fn own_cgroup(hierarchy: &Hierarchy) -> Result<PathBuf, Error> {
+    let why = match hierarchy.own_place() {
+        Place::Below(path) => return Ok(path),
+        Place::Outside | Place::Unknown(_) if hierarchy.is_given() => return Ok(PathBuf::new()),
+        Place::Outside => format!("{hierarchy} does not show it"),
+        Place::Unknown(why) => why,
+    };
+    Err(Error::Cannot(format!(
+        "cannot make a cgroup for the command inside of ecoprobe's own: {why}; or name the directory \
+         to make it in with --cgroupfs"
+    )))
 }
 
 fn remedy(error: &io::Error) -> &'static str {

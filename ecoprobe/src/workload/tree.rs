@@ -67,6 +67,14 @@ pub(super) fn populated(directory: &Path) -> bool {
     found
 }
 
+/// Whether a process lives in the cgroup `directory` itself.
+pub(super) fn holds(directory: &Path, pid: u32) -> bool {
+    // A threaded cgroup has threads only; the first thread of a process has its id.
+    let processes = fs::read_to_string(directory.join("cgroup.procs"))
+        .or_else(|_| fs::read_to_string(directory.join("cgroup.threads")));
+    processes.is_ok_and(|text| text.lines().any(|line| line.parse() == Ok(pid)))
+}
+
 /// Removes the cgroup `directory` with those below it. A cgroup is removed by `rmdir` although it
 /// holds files; one with processes refuses.
 pub(super) fn remove(directory: &Path) -> io::Result<()> {
