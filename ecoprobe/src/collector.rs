@@ -21,7 +21,10 @@ use crate::host::{self, topology::Topology};
 use crate::meter::gpu::GpuEnergyChoice;
 use crate::meter::gpu::{GpuMeter, GpuOptions, Owners, Workloads};
 use crate::meter::{EnergyMeter, open_cpu_energy};
-use crate::probe::{CpuTime, Exits, LoadOptions};
+use crate::base::WorkloadId;
+use crate::base::id::User;
+use crate::event::{CpuTimes, SLOT_FIRST, SLOT_IDLE, SLOT_OTHER};
+use crate::probe::{Exits, LoadOptions, Probe};
 use crate::recording::{Recorder, RecordingError};
 use crate::session::Session;
 use crate::view::report::Report;
@@ -49,7 +52,9 @@ const USUAL_WORKLOADS: u32 = 4096;
 /// Everything that is read, and the session that it is committed to.
 #[derive(Debug)]
 pub struct Collector {
-    cpu_time: CpuTime,
+    cpu_time: Probe,
+    cpu_times: CpuTimes,
+    ended: Vec<WorkloadId>,
     energy: Option<Box<dyn EnergyMeter>>,
     /// By domain.
     health: Vec<Health>,
@@ -94,9 +99,9 @@ impl Collector {
         let hierarchy_id = hierarchy.id(Path::new("/proc")).ok_or_else(|| {
             Error::Cannot(format!("/proc/self/cgroup does not mention {hierarchy}"))
         })?;
-        let mut cpu_time = CpuTime::load(LoadOptions {
+        let mut cpu_time = Probe::load(LoadOptions {
             btf: &btf_path(roots),
-            package_of_cpu: topology.package_of_cpu.clone(),
+            package_of_cpu: topology.package_of_cpu.iter().copied().map(Some).collect(),
             packages: topology.packages.len(),
             v1_controller: hierarchy.v1_controller(),
             hierarchy_id,
@@ -146,6 +151,8 @@ impl Collector {
             started: false,
             session: Session::new(header),
             cpu_time,
+            cpu_times: CpuTimes::default(),
+            ended: Vec::new(),
             energy: energy.meter,
             gpu: gpu.meter,
             owners,
@@ -272,7 +279,17 @@ impl Collector {
     fn read(&mut self) {
         let sample = &mut self.sample;
         self.problems.clear();
-        sample.mono_ns = self.cpu_time.read(&mut sample.cpu_ns);
+        sample.mono_ns = self.cpu_time.read(&mut self.cpu_times, &mut self.ended);
+        sample.cpu_ns.resize_with(self.cpu_times.packages.len(), Vec::new);
+        for (row, times) in sample.cpu_ns.iter_mut().zip(&self.cpu_times.packages) {
+            let most = times.workloads.last().map_or(0, |(id, _)| slot_of(*id) + 1);
+            row.resize(row.len().max(most).max(SLOT_FIRST), 0);
+            row[SLOT_OTHER] = times.other;
+            row[SLOT_IDLE] = times.idle;
+            for &(id, ns) in &times.workloads {
+                row[slot_of(id)] = ns;
+            }
+        }
         if let Some(meter) = &mut self.energy {
             meter.read(sample.mono_ns, &sample.cpu_ns, &mut sample.energy, &mut self.problems);
         }
@@ -386,11 +403,18 @@ impl Collector {
 }
 
 /// Has every meter bill a cgroup from now on; `false`: there is no room for it.
-fn enrol(cpu_time: &mut CpuTime, owners: &Workloads, workload: &Workload) -> Result<bool, Error> {
-    let Some(slot) = cpu_time.add_workload(workload.cgroup_id)? else { return Ok(false) };
+fn enrol(cpu_time: &mut Probe, owners: &Workloads, workload: &Workload) -> Result<bool, Error> {
     let mut owners = owners.write().unwrap_or_else(PoisonError::into_inner);
-    owners.push((workload.cgroup.clone(), slot));
+    let id = WorkloadId(owners.len() as u64);
+    if !cpu_time.begin(id, workload.cgroup_id)? {
+        return Ok(false);
+    }
+    owners.push((workload.cgroup.clone(), slot_of(id)));
     Ok(true)
+}
+
+fn slot_of(id: WorkloadId) -> usize {
+    SLOT_FIRST + id.0 as usize
 }
 
 /// The GPU meter, if there is one to be had.
@@ -417,7 +441,13 @@ fn open_gpu(
         interval: args.gpu_interval,
         process_interval: args.gpu_process_interval,
     };
-    let exited = move |pid| exits.as_ref()?.find(pid);
+    let exited = move |pid| {
+        let (user, at) = exits.as_ref()?.find(pid)?;
+        Some(match user {
+            User::Workload(id) => (slot_of(id), at),
+            User::Other => (SLOT_OTHER, at),
+        })
+    };
     let (procfs, version) = (&args.roots.procfs, hierarchy.version.clone());
     let owner = Owners::new(procfs, version, owners.clone(), exited);
     let (meter, source, warnings) = GpuMeter::start(options, owner)?;
