@@ -1,9 +1,12 @@
-//! The ABI: the types that the probe writes and the agent reads through memory-mapped maps.
+//! What both sides share: the types that the probe writes and the agent reads through memory-mapped
+//! maps, and in [`protocol`] how they are written and read at the same time.
 //!
 //! Times are nanoseconds. "Run-queue clock" is the scheduler's `rq_clock_task` of one CPU: it leaves
 //! out IRQ and stolen time and has an origin of its own on every CPU.
 
 #![no_std]
+
+pub mod protocol;
 
 /// Time of cgroups that were not selected, and of kernel threads in the root cgroup.
 pub const SLOT_OTHER: u32 = 0;
@@ -15,80 +18,86 @@ pub const SLOT_FIRST: u32 = 2;
 /// How often one slice can be cut by moves to other cgroups before cuts are merged.
 pub const MAX_CUTS: usize = 3;
 
-/// What one CPU is doing now, and its own cache of one cgroup, whose counter lives here too.
+/// What one CPU is doing now, and the counter of the slot that ran last.
 ///
-/// A common switch writes the first cache line, reads the second, and touches no other memory of ours:
-/// on the way of a switch every line is a cache miss. The second is written by the agent, by whoever
-/// moves the running task to another cgroup or makes a cgroup, and when something rare happens. The
-/// size is a power of two, so that the kernel finds an entry by a shift.
+/// A common switch writes the first cache line, reads the first of [`Shared`], and touches no other
+/// memory of ours: on the way of a switch every line is a cache miss. All but the cuts is written by
+/// this CPU alone. The size is a power of two, so that the kernel finds an entry by a shift.
 #[repr(C, align(256))]
 #[derive(Clone, Copy, Debug)]
 pub struct CpuState {
     /// Even: stable; odd: being written. Half of it is the number of switches seen.
     pub seq: u64,
-    /// Address of the running task, only ever compared, and [`VISITED`]; 0: not known yet.
+    /// Address of the running task, only ever compared, and [`INTERRUPTED`]; 0: not known yet.
     pub task: u64,
     /// Run-queue clock when it was switched in, ns.
     pub clock_start: u64,
-    /// Its thread group; 0: idle.
-    pub tgid: u32,
-    /// Slot that it is billed to.
-    pub slot: u32,
     /// Address of the cached cgroup, and [`NOT_KTHREADS`]; 0: none.
     pub cgroup: u64,
-    /// The news that the cache takes account of.
-    pub seen: News,
-    /// To be added to the counter of `cached_slot`, ns.
-    pub cached_ns: u64,
-    /// To be added to the counter of the idle task, ns.
+    /// CPU time of `slot` on this CPU so far, ns. Its counter holds an older value meanwhile.
+    pub slot_ns: u64,
+    /// CPU time of the idle task so far, ns. It has no counter elsewhere.
     pub idle_ns: u64,
+    /// Thread group of the running task; 0: idle.
+    pub tgid: u32,
+    /// Slot of the last task other than idle.
+    pub slot: u32,
+    /// The [`Shared::generation`] that the cached cgroup and the cuts take account of.
+    pub seen: u32,
+    /// When `clock_offset` was read: run-queue clock in units of 2^[`OFFSET_AGE_SHIFT`] ns.
+    pub offset_epoch: u32,
 
-    /// The `seq` of the slice that the cuts belong to; cuts of another slice are stale.
-    pub cut_seq: u64,
-    /// The cache holds while this equals `seen`.
-    pub news: News,
-    /// Run-queue clock at which `clock_offset` is to be read again, ns.
-    pub offset_until: u64,
-    /// A thread group that is not seen to leave this CPU, or [`NOBODY`]. Written by the agent before
-    /// the probe is attached: [`INIT`], which some kernels hide, until it is seen to leave.
-    pub vanishing_tgid: u32,
-    /// Slot that the last task other than idle was to be billed to.
-    pub cached_slot: u32,
-    /// Where this CPU's counters begin. Written by the agent before the probe is attached.
-    pub row: u32,
-    pub _pad: [u32; 7],
-
+    /// How often a counter of this CPU's row was written.
+    pub flushes: u64,
     /// CLOCK_MONOTONIC minus the run-queue clock, ns.
     pub clock_offset: u64,
-    /// With [`VISITED`]: `se.sum_exec_runtime` of the task when its visitor came, ns.
+    /// With [`INTERRUPTED`]: `se.sum_exec_runtime` of the task when that happened, ns.
     pub runtime_start: u64,
-    /// A running slice changes owner here, because its task was moved: CLOCK_MONOTONIC, ns.
+    /// Switches that must have happened and were not seen.
+    pub dropped: u64,
+    /// Cgroup events that did not fit into the ring.
+    pub lost_events: u64,
+    /// What of [`Shared`] the caches take account of.
+    pub seen_selection: u32,
+    pub seen_cgroups_made: u32,
+    /// Where this CPU's counters begin. Written by the agent before the probe is attached.
+    pub row: u32,
+    pub _pad: u32,
+    /// Means nothing: counting it up is the barrier of machines that need one.
+    pub barrier: u64,
+
+    /// Which slice was cut, and how often: see [`protocol::cut`].
+    pub cuts: u64,
+    /// The slice changes owner here, because its task was moved: CLOCK_MONOTONIC, ns.
     pub cut_mono_ns: [u64; MAX_CUTS],
     /// Slot from then on.
     pub cut_slot: [u32; MAX_CUTS],
-    pub cut_count: u32,
-
-    /// Switches that must have happened and were not seen.
-    pub dropped: u64,
-    /// Moves that found no room: the last cut took the place of the one before.
+    pub _pad2: u32,
+    /// Moves that found no room: the last cut took on the new owner.
     pub merged_cuts: u64,
-    /// Cgroup events that did not fit into the ring.
-    pub lost_events: u64,
-    pub _pad2: [u64; 6],
+    pub _pad3: [u64; 9],
 }
 
-/// What makes a slot looked up before out of date; compared as a whole.
-#[repr(C, align(8))]
+/// What all CPUs must know. One entry.
+#[repr(C, align(256))]
 #[derive(Clone, Copy, Debug)]
-pub struct News {
+pub struct Shared {
+    /// Counts everything that may put a CPU's caches out of date or cut its slice. Counted up by
+    /// the agent and by the probe, atomically, after what it tells of.
+    pub generation: u32,
+    /// A thread group that is not seen to leave a CPU, or [`NOBODY`]. Written by the agent before
+    /// the probe is attached: [`INIT`], which some kernels hide, until it is seen to leave.
+    pub hidden_tgid: u32,
     /// How often the selection changed. Written by the agent.
     pub selection: u32,
-    /// How often a cgroup was made, perhaps at the address of one that is gone.
-    pub made: u32,
+    /// How often a cgroup was made, perhaps at the address of one that is gone. Written by whoever
+    /// makes one, under `cgroup_mutex`.
+    pub cgroups_made: u32,
+    pub _pad: [u64; 30],
 }
 
 /// In `task`: a task whose leaving we will not see came since, and is reckoned to be gone again.
-pub const VISITED: u64 = 1;
+pub const INTERRUPTED: u64 = 1;
 
 /// In `cgroup`: its slot is not for kernel threads. Whoever asks for `/` does not ask for them.
 pub const NOT_KTHREADS: u64 = 1;
@@ -99,9 +108,9 @@ pub const INIT: u32 = 1;
 /// No thread group has this id.
 pub const NOBODY: u32 = u32::MAX;
 
-/// How long `clock_offset` holds, ns: often enough to follow IRQ and stolen time, too rare to cost
-/// anything.
-pub const OFFSET_AGE: u64 = 8_000_000;
+/// `clock_offset` is read again when the run-queue clock has passed a multiple of two to the power
+/// of this (8.4 ms): often enough to follow IRQ and stolen time, too rare to cost anything.
+pub const OFFSET_AGE_SHIFT: u32 = 23;
 
 /// The probe's read-only globals: what the agent found out about this kernel and this run. Offsets
 /// are in bytes, from the running kernel's BTF.
@@ -131,9 +140,13 @@ pub enum Field {
     CgroupRoot,
     RootHierarchyId,
     KnId,
+    /// Of the CPU that a task is on; 0 on a kernel that keeps it elsewhere.
+    TaskCpu,
+    TaskSignal,
+    SignalNrThreads,
 }
 
-pub const LAYOUT_LEN: usize = Field::KnId as usize + 1;
+pub const LAYOUT_LEN: usize = Field::SignalNrThreads as usize + 1;
 
 /// How many cgroups each CPU remembers besides the one that ran last; a power of two.
 pub const NR_KNOWN: usize = 64;
@@ -179,8 +192,9 @@ pub struct Exited {
 
 const _: () = {
     assert!(size_of::<CpuState>() == 256);
-    assert!(core::mem::offset_of!(CpuState, cut_seq) == 64);
-    assert!(core::mem::offset_of!(CpuState, clock_offset) == 128);
+    assert!(core::mem::offset_of!(CpuState, flushes) == 64);
+    assert!(core::mem::offset_of!(CpuState, cuts) == 128);
+    assert!(size_of::<Shared>() == 256);
     assert!(size_of::<Known>() == 16);
     assert!(NR_KNOWN.is_power_of_two());
     assert!(size_of::<Resolved>() == 8);

@@ -6,17 +6,34 @@
 //! also several times cheaper than a clock read.
 //!
 //! rustc emits no CO-RE relocations, so the agent looks the struct offsets up in the kernel's BTF and
-//! writes them into the read-only globals below. The verifier knows such a global as a constant, so
+//! writes them into the read-only globals. The verifier knows such a global as a constant, so
 //! `pointer + global` stays a typed pointer whose loads it checks.
+//!
+//! Functions of rare cases must not be `#[cold]`: that puts them into a section of their own, and aya
+//! tells functions apart by their offset in the section alone.
 
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 /// The program is BPF only; `cargo build --workspace` on the host needs something to link.
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
 
 #[cfg(target_arch = "bpf")]
-mod probe;
+mod cgroups;
+#[cfg(target_arch = "bpf")]
+mod cpu;
+#[cfg(target_arch = "bpf")]
+mod exits;
+#[cfg(target_arch = "bpf")]
+mod hidden;
+#[cfg(target_arch = "bpf")]
+mod kernel;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod moves;
+#[cfg(target_arch = "bpf")]
+mod switch;
 
 /// `bpf_ktime_get_ns` and its like may be used by GPL-compatible programs only.
 #[cfg(target_arch = "bpf")]

@@ -1,25 +1,28 @@
 //! The tick: read every counter, then tell. What it tells are events; who listens is not its business.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
-use std::sync::PoisonError;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use hdrhistogram::Histogram;
 
 use crate::base::own::{Own, Quantiles};
-use crate::base::{Error, WorkloadId, monotonic_ns};
+use crate::base::{Component, Error, User, WorkloadId, monotonic_ns};
 use crate::event::settings::{Settings, Wishes};
-use crate::event::sources::{CpuTimeSource, GpuEnergyKind, GpuEnergySource, Host, Sources};
-use crate::event::{Event, Header, PackageTime, Sample, Workload};
-use crate::host::topology::Topology;
+use crate::event::sources::{
+    CpuEnergyKind, CpuTimeSource, GpuEnergyKind, GpuEnergySource, Host, Sources, StaticPowerSource,
+};
+use crate::event::{Domain, Event, Header, Reading, Sample, longest_interval};
+use crate::host::topology::{Package, Topology};
 use crate::host::{self, Roots};
-use crate::meter::choose::CpuEnergyChoice;
-use crate::meter::gpu::{GpuEnergyChoice, GpuMeter, GpuOptions, Owners, Workloads};
-use crate::meter::{EnergyMeter, open_cpu_energy};
-use crate::probe::{CpuTime, Exits, LoadOptions};
+use crate::meter::EnergyMeter;
+use crate::meter::choose::{CpuEnergyChoice, Opened};
+use crate::meter::gpu::{GpuEnergyChoice, GpuMeter, GpuOptions, PidOwner, Whose};
+use crate::probe::{Exits, LoadOptions, Probe};
 use crate::workload::hierarchy::Hierarchy;
+use crate::workload::names::Change;
+use crate::workload::owner::{Owner, Owners, Watched};
 
 /// After how many readings in a row that failed it is said that a counter cannot be read.
 const PATIENCE: u32 = 3;
@@ -37,7 +40,7 @@ pub struct Options {
     pub cpu_energy: CpuEnergyChoice,
     pub gpu_energy: GpuEnergyChoice,
     /// The NVML library to load; `None`: the system's.
-    pub nvml_lib: Option<std::path::PathBuf>,
+    pub nvml_lib: Option<PathBuf>,
     /// Time between readings of each GPU's energy and power, and of who uses it.
     pub gpu_interval: Duration,
     pub gpu_process_interval: Duration,
@@ -62,24 +65,30 @@ pub struct CgroupChanges {
     pub lost: bool,
 }
 
+/// How long after a look a CPU whose package is not known is looked up again, nanoseconds.
+const PLACE_AGAIN_NS: u64 = 1_000_000_000;
+
 /// Everything that is read.
 #[derive(Debug)]
 pub struct Collector {
-    cpu_time: CpuTime,
+    probe: Probe,
     meters: Vec<Box<dyn EnergyMeter>>,
-    /// Of the energy counters, in the order of the header's domains.
-    names: Vec<String>,
-    /// How often in a row each has failed.
-    failures: Vec<u32>,
+    counters: Counters,
+    /// With those that are estimated.
+    domains: usize,
     gpu: Option<GpuMeter>,
     /// Who is who, for the GPU meter's thread.
-    owners: Workloads,
+    watched: Watched,
     nvml_us: Quantiles,
+    topology: Topology,
+    sysfs: PathBuf,
+    /// When a CPU was last looked up whose package is not known, CLOCK_MONOTONIC.
+    looked_ns: u64,
     /// Buffers of the tick.
     sample: Sample,
-    rows: Vec<Vec<u64>>,
-    problems: Vec<String>,
+    readings: Vec<Result<Reading, String>>,
     gpu_events: Vec<Event>,
+    ended: Vec<WorkloadId>,
     /// What was found while opening.
     warnings: Vec<String>,
     collect_ns: Histogram<u64>,
@@ -90,28 +99,33 @@ pub struct Collector {
 
 impl Collector {
     /// Opens every meter and attaches the probe. Nothing is told before [`Collector::begin`].
+    /// `expected` is about how many workloads there will be at a time.
     pub fn open(
         options: &Options,
         hierarchy: &Hierarchy,
-        most: usize,
+        expected: usize,
     ) -> anyhow::Result<(Self, Header)> {
         let roots = &options.roots;
         let cpus = aya::util::nr_cpus().map_err(|(path, error)| {
             anyhow::Error::new(error).context(format!("cannot count the CPUs ({path})"))
         })?;
-        let topology = Topology::read(&roots.sysfs, cpus);
-        let energy = open_cpu_energy(options.cpu_energy, roots, &topology)?;
+        let energy = Opened::open(options.cpu_energy, roots, cpus)?.confirm()?;
+        let topology = energy.topology;
         let meters: Vec<_> = energy.meter.into_iter().collect();
-        let domains: Vec<_> = meters.iter().flat_map(|meter| meter.domains()).cloned().collect();
+        let mut domains: Vec<_> =
+            meters.iter().flat_map(|meter| meter.domains()).cloned().collect();
+        if energy.source.kind == CpuEnergyKind::Estimate {
+            domains.extend(topology.packages.iter().enumerate().map(estimated));
+        }
 
-        let most = options
-            .max_workloads
-            .unwrap_or_else(|| USUAL_WORKLOADS.max(u32::try_from(most * 2).unwrap_or(u32::MAX)));
+        let most = options.max_workloads.unwrap_or_else(|| {
+            USUAL_WORKLOADS.max(u32::try_from(expected * 2).unwrap_or(u32::MAX))
+        });
         let hierarchy_id = hierarchy.id(Path::new("/proc")).ok_or_else(|| {
             Error::Cannot(format!("/proc/self/cgroup does not mention {hierarchy}"))
         })?;
-        let mut cpu_time = CpuTime::load(LoadOptions {
-            btf: &btf_path(roots),
+        let mut probe = Probe::load(LoadOptions {
+            btf: &host::kernel::btf_path(&roots.sysfs),
             package_of_cpu: topology.package_of_cpu.clone(),
             packages: topology.packages.len(),
             v1_controller: hierarchy.v1_controller(),
@@ -120,46 +134,50 @@ impl Collector {
             exits: options.gpu_energy != GpuEnergyChoice::None,
             hook: None,
         })?;
-        let owners = Workloads::default();
-        // After the probe: loading it keeps other threads from opening files for a moment.
-        let gpu = open_gpu(options, hierarchy, &owners, cpu_time.take_exits())?;
+        let watched = Watched::default();
+        let gpu = open_gpu(options, hierarchy, &watched, probe.take_exits())?;
         if gpu.meter.is_some() {
-            cpu_time.watch_exits()?;
+            probe.watch_exits()?;
         }
         let settings = options.wishes.apply(Settings::default(), &domains, &gpu.source)?;
-        cpu_time.attach()?;
+        probe.attach()?;
 
         let header = Header {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             start: now_to_the_millisecond(),
             host: host(roots, &topology),
+            cpu: Some(energy.cpu),
             sources: Sources {
-                cpu_time: CpuTimeSource::ebpf(cpu_time.hook().name(), hierarchy.kind()),
+                cpu_time: CpuTimeSource::ebpf(probe.hook().name(), hierarchy.kind()),
                 cpu_energy: energy.source,
                 gpu_energy: gpu.source,
-                static_power: energy.static_power,
+                static_power: StaticPowerSource::default(),
             },
             packages: topology.packages.iter().map(|package| package.name.clone()).collect(),
             domains,
             settings,
         };
+        let counters = meters.iter().flat_map(|meter| meter.domains());
         let collector = Self {
-            names: header.domains.iter().map(|domain| domain.name.clone()).collect(),
-            failures: vec![0; header.domains.len()],
-            cpu_time,
+            counters: Counters::new(counters),
+            domains: header.domains.len(),
+            longest_interval: longest_interval(&header.domains),
+            probe,
             meters,
             gpu: gpu.meter,
-            owners,
+            watched,
             nvml_us: Quantiles::default(),
+            topology,
+            sysfs: roots.sysfs.clone(),
+            looked_ns: 0,
             sample: Sample::default(),
-            rows: Vec::new(),
-            problems: Vec::new(),
+            readings: Vec::new(),
             gpu_events: Vec::new(),
+            ended: Vec::new(),
             warnings: energy.notes.into_iter().chain(gpu.warnings).collect(),
             // Up to a minute, to three digits.
             collect_ns: Histogram::new_with_max(60_000_000_000, 3)
                 .context("cannot make a histogram")?,
-            longest_interval: longest_interval(&header.domains),
             refused_workloads: 0,
             seen_lost_events: 0,
         };
@@ -178,17 +196,23 @@ impl Collector {
         }
     }
 
-    /// Bills a cgroup to a workload from now on. Beyond the capacity its time stays in `other`, and
-    /// the report says so.
-    pub fn add(&mut self, workload: &Workload, emit: &mut dyn FnMut(&Event)) -> anyhow::Result<()> {
-        let Some(slot) = self.cpu_time.add_workload(workload.cgroup_id)? else {
-            self.refused_workloads += 1;
-            return Ok(());
-        };
-        let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
-        owners.push((workload.cgroup.clone(), slot));
-        drop(owners);
-        emit(&Event::Workload(workload.clone()));
+    /// Takes in what became of a workload. Beyond the capacity its time stays in `other`, and the
+    /// report says so.
+    pub fn apply(&mut self, change: Change, emit: &mut dyn FnMut(&Event)) -> anyhow::Result<()> {
+        match &change {
+            Change::Began(workload) | Change::Moved { workload } => {
+                if !self.probe.begin(workload.id, workload.cgroup_id)? {
+                    self.refused_workloads += 1;
+                    return Ok(());
+                }
+            }
+            Change::Renamed(_) => {}
+            Change::Gone { cgroup_id, .. } => self.probe.end(*cgroup_id),
+        }
+        self.watched.apply(&change);
+        if let Some(workload) = change.workload() {
+            emit(&Event::Workload(workload));
+        }
         Ok(())
     }
 
@@ -198,11 +222,9 @@ impl Collector {
         let start = monotonic_ns();
         self.read();
         self.sample.ends_window = ends_window;
-        match (&self.gpu, last) {
-            (Some(_), Last::Yes) => {}
-            // What the GPU meter's thread has published; the driver itself is never waited for.
-            (Some(gpu), Last::No) => gpu.drain(&mut self.gpu_events),
-            (None, _) => {}
+        // What the GPU meter's thread has published; the driver itself is never waited for.
+        if let Some(gpu) = &self.gpu {
+            gpu.drain(&mut self.gpu_events);
         }
         self.collect_ns.saturating_record(monotonic_ns().saturating_sub(start));
 
@@ -219,28 +241,41 @@ impl Collector {
         if let Event::Sample(sample) = sample {
             self.sample = sample;
         }
-        for message in self.judge(last) {
-            emit(&Event::Warning { message });
+        for id in self.ended.drain(..) {
+            emit(&Event::Ended { id });
+            self.probe.forget(id);
         }
-        for message in self.cpu_time.warnings() {
+        self.place_cpus();
+        let mut news = self.counters.judge(&self.readings, last);
+        news.extend(self.probe.warnings());
+        for message in news {
             emit(&Event::Warning { message });
         }
     }
 
     fn read(&mut self) {
-        let sample = &mut self.sample;
-        self.problems.clear();
-        sample.mono_ns = self.cpu_time.read(&mut self.rows);
-        sample.cpu.packages.resize_with(self.rows.len(), PackageTime::default);
-        for (row, time) in self.rows.iter().zip(&mut sample.cpu.packages) {
-            time.other = row[0];
-            time.idle = row[1];
-            time.workloads.clear();
-            let workloads = row[2..].iter().zip(1..).filter(|(ns, _)| **ns > 0);
-            time.workloads.extend(workloads.map(|(ns, id)| (WorkloadId(id), *ns)));
-        }
+        self.sample.mono_ns = self.probe.read(&mut self.sample.cpu, &mut self.ended);
+        let energy = &mut self.sample.energy;
+        energy.clear();
         for meter in &mut self.meters {
-            meter.read(sample.mono_ns, &self.rows, &mut sample.energy, &mut self.problems);
+            meter.read(&mut self.readings);
+            energy.extend(self.readings.iter().map(|reading| reading.as_ref().ok().copied()));
+        }
+        // What is estimated has no counter.
+        energy.resize(self.domains, None);
+    }
+
+    /// A CPU that comes online has a package from then on.
+    fn place_cpus(&mut self) {
+        let now = monotonic_ns();
+        if self.probe.unplaced_cpus().is_empty() || now < self.looked_ns + PLACE_AGAIN_NS {
+            return;
+        }
+        self.looked_ns = now;
+        for cpu in self.probe.unplaced_cpus().to_vec() {
+            if let Some(package) = self.topology.place(&self.sysfs, cpu) {
+                self.probe.place(cpu, package);
+            }
         }
     }
 
@@ -253,42 +288,14 @@ impl Collector {
         }
     }
 
-    /// What there is to say about counters that cannot be read, or can again.
-    fn judge(&mut self, last: Last) -> Vec<String> {
-        let mut news = Vec::new();
-        for (index, failures) in self.failures.iter_mut().enumerate() {
-            let name = &self.names[index];
-            if self.sample.energy.get(index).is_some_and(Option::is_some) {
-                if *failures >= PATIENCE {
-                    news.push(format!("{name}: the energy counter can be read again"));
-                }
-                *failures = 0;
-                continue;
-            }
-            let before = *failures;
-            *failures = failures.saturating_add(1);
-            if before >= PATIENCE || (*failures < PATIENCE && last == Last::No) {
-                continue;
-            }
-            *failures = (*failures).max(PATIENCE);
-            let why = self.problems.iter().find(|problem| problem.contains(name.as_str()));
-            let why = why.or(self.problems.first()).map_or("no reason given", String::as_str);
-            news.push(format!(
-                "{name}: the energy counter cannot be read: {why}; what was counted before stays in \
-                 the report, what it counts from here on is missing"
-            ));
-        }
-        news
-    }
-
     /// Cgroups of the followed hierarchy since the last call.
     pub fn cgroup_events(&mut self) -> CgroupChanges {
         let mut changes = CgroupChanges::default();
-        self.cpu_time.cgroup_events(|event| {
+        self.probe.cgroup_events(|event| {
             let ids = if event.made != 0 { &mut changes.made } else { &mut changes.removed };
             ids.push(event.cgroup_id);
         });
-        let lost = self.cpu_time.lost_events();
+        let lost = self.probe.lost_events();
         changes.lost = lost != self.seen_lost_events;
         self.seen_lost_events = lost;
         changes
@@ -296,7 +303,7 @@ impl Collector {
 
     /// Becomes readable when [`Collector::cgroup_events`] has news.
     pub fn cgroup_events_fd(&self) -> anyhow::Result<OwnedFd> {
-        self.cpu_time.cgroup_events_fd().context("cannot wait for the probe's events")
+        self.probe.cgroup_events_fd().context("cannot wait for the probe's events")
     }
 
     /// Tells what is left to tell, and what all of it has cost.
@@ -316,9 +323,61 @@ impl Collector {
         Own {
             collect_us: quantiles_us(&self.collect_ns),
             nvml_us: self.nvml_us,
-            probe: self.cpu_time.stats(),
+            probe: self.probe.stats(),
             ..host::own::so_far()
         }
+    }
+}
+
+/// How the energy counters answer.
+#[derive(Debug)]
+struct Counters {
+    names: Vec<String>,
+    /// How often in a row each has failed.
+    failures: Vec<u32>,
+}
+
+impl Counters {
+    fn new<'a>(domains: impl Iterator<Item = &'a Domain>) -> Self {
+        let names: Vec<String> = domains.map(|domain| domain.name.clone()).collect();
+        Self { failures: vec![0; names.len()], names }
+    }
+
+    /// What there is to say about counters that cannot be read, or can again.
+    fn judge(&mut self, readings: &[Result<Reading, String>], last: Last) -> Vec<String> {
+        let mut news = Vec::new();
+        for ((name, failures), reading) in self.names.iter().zip(&mut self.failures).zip(readings) {
+            let Err(why) = reading else {
+                if *failures >= PATIENCE {
+                    news.push(format!("{name}: the energy counter can be read again"));
+                }
+                *failures = 0;
+                continue;
+            };
+            let before = *failures;
+            *failures = failures.saturating_add(1);
+            if before >= PATIENCE || (*failures < PATIENCE && last == Last::No) {
+                continue;
+            }
+            *failures = (*failures).max(PATIENCE);
+            news.push(format!(
+                "{name}: the energy counter cannot be read: {why}; what was counted before stays in \
+                 the report, what it counts from here on is missing"
+            ));
+        }
+        news
+    }
+}
+
+/// A package whose energy is worked out from its CPU time: it has no counter.
+fn estimated((package, named): (usize, &Package)) -> Domain {
+    Domain {
+        name: named.name.clone(),
+        component: Component::Cpu,
+        package,
+        joules_per_count: 1e-6,
+        range: None,
+        max_watts: 0.0,
     }
 }
 
@@ -332,7 +391,7 @@ struct OpenedGpu {
 fn open_gpu(
     options: &Options,
     hierarchy: &Hierarchy,
-    owners: &Workloads,
+    watched: &Watched,
     exits: Option<Exits>,
 ) -> Result<OpenedGpu, Error> {
     if options.gpu_energy == GpuEnergyChoice::None {
@@ -346,12 +405,34 @@ fn open_gpu(
         interval: options.gpu_interval,
         process_interval: options.gpu_process_interval,
     };
-    let exited = move |pid| exits.as_ref()?.find(pid);
-    let (procfs, version) = (&options.roots.procfs, hierarchy.version.clone());
-    let owner = Owners::new(procfs, version, owners.clone(), exited);
-    let (meter, source, warnings) = GpuMeter::start(wanted, owner)?;
+    let owners = Owners::new(&options.roots.procfs, hierarchy, watched.clone());
+    let (meter, source, warnings) = GpuMeter::start(wanted, Processes { owners, exits })?;
     let meter = (source.kind != GpuEnergyKind::None).then_some(meter);
     Ok(OpenedGpu { meter, source, warnings })
+}
+
+/// Whose a process is or was: the living by their cgroups, the others by what the probe noted.
+struct Processes {
+    owners: Owners,
+    exits: Option<Exits>,
+}
+
+impl PidOwner for Processes {
+    fn living(&self, pid: u32) -> Whose {
+        match self.owners.living(pid) {
+            Owner::Gone => Whose::Gone,
+            Owner::User(user) => Whose::User(user),
+            Owner::Unknown(why) => Whose::Unknown(why),
+        }
+    }
+
+    fn exited(&self, pid: u32) -> Option<(User, u64)> {
+        self.exits.as_ref()?.find(pid)
+    }
+
+    fn sees_host_pids(&self) -> bool {
+        self.owners.sees_host_pids()
+    }
 }
 
 /// Wall-clock time, RFC 3339.
@@ -365,12 +446,6 @@ fn quantiles_us(ns: &Histogram<u64>) -> Quantiles {
     Quantiles { p50: at(0.5), p99: at(0.99), max: at(1.0) }
 }
 
-/// The BTF of the running kernel is the same under every sysfs; a partial tree may lack it.
-fn btf_path(roots: &Roots) -> std::path::PathBuf {
-    let given = host::kernel::btf_path(&roots.sysfs);
-    if given.exists() { given } else { host::kernel::btf_path(Path::new("/sys")) }
-}
-
 fn host(roots: &Roots, topology: &Topology) -> Host {
     let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     let online = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN).ok().flatten();
@@ -382,14 +457,4 @@ fn host(roots: &Roots, topology: &Topology) -> Host {
         cpus: online.and_then(|count| usize::try_from(count).ok()).unwrap_or(0),
         packages: topology.packages.len(),
     }
-}
-
-/// A third of the time in which the fastest counter can wrap.
-fn longest_interval(domains: &[crate::event::Domain]) -> Option<Duration> {
-    let wraps = domains.iter().filter_map(|domain| {
-        let joules = domain.range? as f64 * domain.joules_per_count;
-        Some(joules / domain.max_watts).filter(|seconds| seconds.is_finite() && *seconds > 0.0)
-    });
-    let shortest = wraps.reduce(f64::min)?;
-    Duration::try_from_secs_f64(shortest / 3.0).ok()
 }

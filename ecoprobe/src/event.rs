@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use self::settings::Settings;
-use self::sources::{Host, Sources};
+use self::sources::{CpuFacts, Host, Sources};
 use crate::base::{Component, User, WorkloadId};
 
 /// One line of a recording, in the order things happened.
@@ -43,6 +43,9 @@ pub struct Header {
     /// Wall-clock time of the first sample, RFC 3339. Everything else is monotonic.
     pub start: String,
     pub host: Host,
+    /// The processor: what an estimate of its energy rests on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<CpuFacts>,
     pub sources: Sources,
     /// Names of the packages ("package-0"), in the order of `CpuTimes::packages`.
     pub packages: Vec<String>,
@@ -235,8 +238,3 @@ pub enum GpuMethod {
     /// By slice size and utilisation of MIG instances: a model.
     Mig,
 }
-
-// Until the probe and the meters know workloads by id.
-pub const SLOT_OTHER: usize = ecoprobe_ebpf::SLOT_OTHER as usize;
-pub const SLOT_IDLE: usize = ecoprobe_ebpf::SLOT_IDLE as usize;
-pub const SLOT_FIRST: usize = ecoprobe_ebpf::SLOT_FIRST as usize;

@@ -124,6 +124,7 @@ impl Pipeline {
                  report has everything"
             ));
         }
+        self.books.finish();
         let report = view::report(&mut self.books, Own { windows_lost: lost, ..own });
         let written = match self.writer.finish(report.clone(), patience) {
             Ok(()) => true,

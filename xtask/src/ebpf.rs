@@ -1,4 +1,11 @@
-//! `cargo xtask build-ebpf`: the BPF object, and the digest that ties it to its sources.
+//! `cargo xtask build-ebpf`: the BPF objects, and whether the committed ones are what their sources
+//! make.
+//!
+//! The build is reproducible: the same compiler and linker give the same bytes, wherever the checkout
+//! and the target directory are. Paths are remapped before they get into the debug information that
+//! BTF is made from, the DWARF itself is dropped, crates are those of `Cargo.lock`, cargo derives
+//! symbol names from paths relative to the workspace, there is one codegen unit, and no flags are
+//! taken over from outside. So the check is to build again and to compare.
 
 use std::ffi::OsString;
 use std::fs;
@@ -11,21 +18,28 @@ use sha2::{Digest as _, Sha256};
 use crate::{cargo, root, run, target_dir};
 
 const TARGET: &str = "bpfel-unknown-none";
-/// The probe, which the agent embeds, and the programs that its cost is measured against.
-const OBJECTS: &[(&str, &str)] = &[
-    ("ecoprobe-probe", "ecoprobe/bpf/probe.o"),
-    ("ecoprobe-reference", "benches/bpf/reference.o"),
+
+struct Object {
+    /// Name of the binary.
+    program: &'static str,
+    features: &'static str,
+    path: &'static str,
+}
+
+/// The probe, which the agent embeds, with barriers and without, and the programs that its cost is
+/// measured against.
+const OBJECTS: [Object; 3] = [
+    Object { program: "ecoprobe-probe", features: "", path: "ecoprobe/bpf/probe.o" },
+    Object {
+        program: "ecoprobe-probe",
+        features: "barriers",
+        path: "ecoprobe/bpf/probe-barriers.o",
+    },
+    Object { program: "ecoprobe-reference", features: "", path: "benches/bpf/reference.o" },
 ];
 const DIGESTS: &str = "ecoprobe/bpf/sha256";
-
-/// Everything that the objects are made of.
-const SOURCES: &[&str] = &[
-    "ecoprobe-ebpf/Cargo.toml",
-    "ecoprobe-ebpf/src/lib.rs",
-    "ecoprobe-ebpf/src/main.rs",
-    "ecoprobe-ebpf/src/probe.rs",
-    "ecoprobe-ebpf/src/reference.rs",
-];
+/// Everything below is a source.
+const SOURCES: &str = "ecoprobe-ebpf";
 
 const NO_TOOLCHAIN: &str = "\
 no BPF toolchain found. Either of these will do:
@@ -85,69 +99,146 @@ fn output(command: &mut Command) -> Option<String> {
     Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
 }
 
+/// Builds the objects and puts them where they are embedded.
 pub(crate) fn build() -> Result<()> {
-    let toolchain = Toolchain::find()?;
-    ensure!(output(Command::new("bpf-linker").arg("--version")).is_some(), NO_LINKER);
-
-    let target_dir = target_dir().join("bpf");
-    let mut command = match &toolchain {
-        Toolchain::Prebuilt(rustc) => {
-            let mut command = cargo();
-            // aya-ebpf uses an unstable feature.
-            command.arg("build").env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "1");
-            command
-        }
-        Toolchain::Nightly => {
-            let mut command = Command::new("rustup");
-            command.args(["run", "nightly", "cargo", "build", "-Z", "build-std=core"]);
-            command.current_dir(root());
-            command
-        }
-    };
-    command
-        .args(["--release", "--package", "ecoprobe-ebpf", "--bins", "--target", TARGET])
-        .env("CARGO_TARGET_DIR", &target_dir)
-        .env("CARGO_ENCODED_RUSTFLAGS", rustflags()?)
-        .env_remove("RUSTFLAGS");
-    run(&mut command)?;
-
-    for (program, object) in OBJECTS {
-        let path = root().join(object);
+    let tools = Tools::find()?;
+    for object in &OBJECTS {
+        let path = root().join(object.path);
         fs::create_dir_all(path.parent().context("no parent")?)?;
-        strip_dwarf(&target_dir.join(TARGET).join("release").join(program), &path)?;
+        tools.build(object, &path)?;
     }
-    fs::write(root().join(DIGESTS), digests()?)?;
-    eprint!("{}", digests()?);
+    let digests = digests(&tools.version)?;
+    fs::write(root().join(DIGESTS), &digests)?;
+    eprint!("{digests}");
     Ok(())
 }
 
+/// Builds the objects again and compares; without a BPF toolchain, compares digests.
 pub(crate) fn check() -> Result<()> {
     let committed = fs::read_to_string(root().join(DIGESTS)).context(DIGESTS)?;
+    let built_with = committed.lines().next().unwrap_or_default().to_owned();
     ensure!(
-        committed == digests()?,
-        "the committed BPF objects do not match their sources; run `cargo xtask build-ebpf` and \
-         commit the result"
+        committed == digests(&built_with)?,
+        "{SOURCES} or the committed BPF objects have changed since they were built; run `cargo \
+         xtask build-ebpf` and commit the result"
     );
-    eprintln!("the committed BPF objects match their sources");
+    let tools = match Tools::find() {
+        Ok(tools) => tools,
+        Err(why) => {
+            eprintln!("{why:#}");
+            eprintln!(
+                "NOT rebuilt: only their digests were compared, which are those of the committed \
+                 BPF objects and sources"
+            );
+            return Ok(());
+        }
+    };
+    let again = target_dir().join("bpf/again.o");
+    for object in &OBJECTS {
+        tools.build(object, &again)?;
+        ensure!(
+            fs::read(&again)? == fs::read(root().join(object.path))?,
+            "{}: building it again gives other bytes. It was built with {built_with}; here is {}. \
+             Run `cargo xtask build-ebpf` and commit the result",
+            object.path,
+            tools.version
+        );
+    }
+    eprintln!("built again with {}: the committed BPF objects are the same", tools.version);
     Ok(())
 }
 
-fn digests() -> Result<String> {
+/// A compiler and a linker.
+struct Tools {
+    toolchain: Toolchain,
+    version: String,
+}
+
+impl Tools {
+    fn find() -> Result<Self> {
+        let toolchain = Toolchain::find()?;
+        let linker = output(Command::new("bpf-linker").arg("--version")).context(NO_LINKER)?;
+        let mut rustc = match &toolchain {
+            Toolchain::Prebuilt(rustc) => Command::new(rustc),
+            Toolchain::Nightly => {
+                let mut rustup = Command::new("rustup");
+                rustup.args(["run", "nightly", "rustc"]);
+                rustup
+            }
+        };
+        let rustc = output(rustc.arg("--version")).context("the compiler has no version")?;
+        Ok(Self { toolchain, version: format!("{rustc}, {linker}") })
+    }
+
+    fn build(&self, object: &Object, to: &Path) -> Result<()> {
+        let target_dir = target_dir().join("bpf");
+        let mut command = match &self.toolchain {
+            Toolchain::Prebuilt(rustc) => {
+                let mut command = cargo();
+                // aya-ebpf uses an unstable feature.
+                command.arg("build").env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "1");
+                command
+            }
+            Toolchain::Nightly => {
+                let mut command = Command::new("rustup");
+                command.args(["run", "nightly", "cargo", "build", "-Z", "build-std=core"]);
+                command.current_dir(root());
+                command
+            }
+        };
+        command
+            .args(["--quiet", "--locked", "--release", "--target", TARGET])
+            .args(["--package", SOURCES, "--bin", object.program, "--features", object.features])
+            .env("CARGO_TARGET_DIR", &target_dir)
+            .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
+            .env("CARGO_INCREMENTAL", "0")
+            .env("CARGO_ENCODED_RUSTFLAGS", rustflags()?)
+            .env_remove("RUSTFLAGS")
+            .env_remove("RUSTC_WRAPPER")
+            .env_remove("RUSTC_WORKSPACE_WRAPPER");
+        run(&mut command)?;
+        strip_dwarf(&target_dir.join(TARGET).join("release").join(object.program), to)
+    }
+}
+
+/// What stands beside the objects: what they were built with and from, and what they are.
+fn digests(version: &str) -> Result<String> {
     let mut sources = Sha256::new();
-    for name in SOURCES {
-        let text = fs::read(root().join(name)).context(*name)?;
-        sources.update((text.len() as u64).to_le_bytes());
-        sources.update(text);
+    for path in sources_below(&root().join(SOURCES))? {
+        let text = fs::read(&path).with_context(|| path.display().to_string())?;
+        let name = path.strip_prefix(root())?.to_string_lossy().into_owned();
+        for part in [name.as_bytes(), &text] {
+            sources.update((part.len() as u64).to_le_bytes());
+            sources.update(part);
+        }
     }
     for package in bpf_packages()? {
         sources.update(package);
     }
-    let mut digests = format!("{:x}  sources\n", sources.finalize());
-    for (_, object) in OBJECTS {
-        let bytes = fs::read(root().join(object)).context(*object)?;
-        digests.push_str(&format!("{:x}  {object}\n", Sha256::digest(bytes)));
+    let mut digests = format!("{version}\n{:x}  {SOURCES}\n", sources.finalize());
+    for Object { path, .. } in &OBJECTS {
+        let bytes = fs::read(root().join(path)).context(*path)?;
+        digests.push_str(&format!("{:x}  {path}\n", Sha256::digest(bytes)));
     }
     Ok(digests)
+}
+
+/// All files, sorted, but for tests.
+fn sources_below(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let entries = fs::read_dir(directory).with_context(|| directory.display().to_string())?;
+    for entry in entries {
+        let path = entry?.path();
+        if path.is_dir() {
+            if !path.ends_with("tests") {
+                found.extend(sources_below(&path)?);
+            }
+        } else {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// The locked versions of the crates that end up in the object.

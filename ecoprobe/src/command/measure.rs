@@ -1,9 +1,6 @@
 //! The loop that `watch` and `run` share: tick, tell, and notice when it is over.
 
-use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -13,15 +10,16 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::run::child::Signals;
+use crate::base::monotonic_ns;
 use crate::collector::{CgroupChanges, Collector, Last};
 use crate::config::Measure;
-use crate::event::{Event, Header, Workload};
+use crate::event::{Event, Header};
 use crate::host::priority::Undisturbed;
 use crate::output::writer::Pace;
 use crate::output::{self, Output};
 use crate::pipeline::{Consumers, Pipeline};
 use crate::recording::Recorder;
-use crate::workload::hierarchy::Hierarchy;
+use crate::workload::names::Change;
 
 /// One run: what is read, what becomes of it, and how often.
 pub(super) struct Measurement {
@@ -35,6 +33,8 @@ pub(super) struct Measurement {
     /// While ticks are waited for and taken. To begin it and to end it are system calls: it lasts from
     /// one to the next where nothing else is to be done.
     undisturbed: Option<Undisturbed>,
+    /// When there is nothing left to wait for.
+    over: Option<Instant>,
 }
 
 /// Counters are read as often as they need; windows end as often as was asked for.
@@ -71,6 +71,8 @@ pub(super) enum Wake {
     /// With the time at which it was due.
     Tick(Instant),
     Deadline,
+    /// Everything that was watched has been gone for long enough.
+    Over,
     Signal(Signal),
     Cgroups(CgroupChanges),
 }
@@ -81,7 +83,7 @@ impl Measurement {
     pub(super) fn start(
         config: &Measure,
         (mut collector, header): (Collector, Header),
-        workloads: &[Workload],
+        workloads: Vec<Change>,
         output: Box<dyn Output>,
         signals: Signals,
     ) -> anyhow::Result<Self> {
@@ -95,8 +97,8 @@ impl Measurement {
         let mut pipeline = Pipeline::open(header, consumers, workloads.len())?;
         let emit = &mut |event: &Event| pipeline.event(event);
         collector.begin(emit);
-        for workload in workloads {
-            collector.add(workload, emit)?;
+        for began in workloads {
+            collector.apply(began, emit)?;
         }
         collector.tick(Last::No, true, emit);
 
@@ -118,12 +120,22 @@ impl Measurement {
             signals,
             cgroup_events,
             undisturbed: None,
+            over: None,
         })
     }
 
-    pub(super) fn add(&mut self, workload: &Workload) -> anyhow::Result<()> {
+    pub(super) fn apply(&mut self, changes: Vec<Change>) -> anyhow::Result<()> {
         let Self { collector, pipeline, .. } = self;
-        collector.add(workload, &mut |event| pipeline.event(event))
+        for change in changes {
+            collector.apply(change, &mut |event| pipeline.event(event))?;
+        }
+        Ok(())
+    }
+
+    /// Says when there will be nothing left to wait for, CLOCK_MONOTONIC nanoseconds.
+    pub(super) fn over_at(&mut self, at_ns: Option<u64>) {
+        let left = at_ns.map(|at| Duration::from_nanos(at.saturating_sub(monotonic_ns())));
+        self.over = left.map(|left| Instant::now() + left);
     }
 
     pub(super) fn warn(&mut self, message: String) {
@@ -135,12 +147,14 @@ impl Measurement {
         let deadline =
             self.deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(86_400));
         let has_deadline = self.deadline.is_some();
+        let (over, has_over) = (self.over.unwrap_or(deadline), self.over.is_some());
         // Begun here, where time does not matter: the tick is on time, and done in one go.
         self.undisturbed.get_or_insert_with(Undisturbed::begin);
         let wake = tokio::select! {
             biased;
             signal = self.signals.next() => Wake::Signal(signal),
             () = tokio::time::sleep_until(deadline), if has_deadline => Wake::Deadline,
+            () = tokio::time::sleep_until(over), if has_over => Wake::Over,
             due = self.ticker.tick() => Wake::Tick(due),
             ready = self.cgroup_events.readable() => {
                 ready.context("cannot wait for the probe's events")?.clear_ready();
@@ -190,40 +204,6 @@ impl Measurement {
         }
         let own = collector.finish(&mut |event| pipeline.event(event));
         pipeline.finish(own)
-    }
-}
-
-/// The watched cgroups that still exist, by id.
-#[derive(Debug)]
-pub(super) struct Alive(HashMap<u64, PathBuf>);
-
-impl Alive {
-    pub(super) fn new(hierarchy: &Hierarchy, workloads: &[Workload]) -> Self {
-        let mut alive = Self(HashMap::new());
-        for workload in workloads {
-            alive.insert(hierarchy, workload);
-        }
-        alive
-    }
-
-    pub(super) fn insert(&mut self, hierarchy: &Hierarchy, workload: &Workload) {
-        let relative = hierarchy.relative(&workload.cgroup).unwrap_or_default();
-        self.0.insert(workload.cgroup_id, hierarchy.mount.join(relative));
-    }
-
-    pub(super) fn remove(&mut self, ids: &[u64]) {
-        for id in ids {
-            self.0.remove(id);
-        }
-    }
-
-    /// Looks for itself, where events may have been missed.
-    pub(super) fn sweep(&mut self) {
-        self.0.retain(|id, path| std::fs::metadata(path).is_ok_and(|found| found.ino() == *id));
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 }
 

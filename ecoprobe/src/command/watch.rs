@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use nix::sys::signal::Signal;
 
-use super::measure::{Alive, Measurement, Wake, runtime};
+use super::measure::{Measurement, Wake, runtime};
 use super::run::child::Signals;
 use crate::base::error::EXIT_FAILED;
 use crate::collector::Collector;
@@ -28,48 +28,35 @@ async fn measure(
     output: Box<dyn output::Output>,
 ) -> anyhow::Result<ExitCode> {
     let signals = Signals::listen()?;
-    let most = selection.workloads.len();
-    let opened = Collector::open(&config.measure.collect, &selection.hierarchy, most)?;
-    let mut alive = Alive::new(&selection.hierarchy, &selection.workloads);
+    let workloads = selection.start();
+    let opened = Collector::open(&config.measure.collect, &selection.hierarchy, workloads.len())?;
     let warnings = std::mem::take(&mut selection.warnings);
-    let mut run =
-        Measurement::start(&config.measure, opened, &selection.workloads, output, signals)?;
+    let mut run = Measurement::start(&config.measure, opened, workloads, output, signals)?;
     for warning in warnings {
         run.warn(warning);
     }
     // What was made or removed before the probe could tell.
-    for workload in selection.rescan() {
-        alive.insert(&selection.hierarchy, &workload);
-        run.add(&workload)?;
-    }
-    alive.sweep();
+    run.apply(selection.update(&[], &[], true))?;
 
-    while !alive.is_empty() || selection.has_globs() {
+    while !selection.is_over() {
+        run.over_at(selection.over_at());
         match run.next().await? {
             Wake::Tick(due) => {
                 run.tick(due);
+                run.apply(selection.update(&[], &[], false))?;
                 if run.output_failed() {
                     break;
                 }
             }
             Wake::Cgroups(changes) => {
-                let new =
-                    if changes.lost { selection.rescan() } else { selection.made(&changes.made) };
-                for workload in new {
-                    alive.insert(&selection.hierarchy, &workload);
-                    run.add(&workload)?;
-                }
-                alive.remove(&changes.removed);
-                if changes.lost {
-                    alive.sweep();
-                }
+                run.apply(selection.update(&changes.made, &changes.removed, changes.lost))?;
             }
             Wake::Deadline => break,
-            Wake::Signal(Signal::SIGUSR1 | Signal::SIGUSR2) => {}
+            Wake::Over | Wake::Signal(Signal::SIGUSR1 | Signal::SIGUSR2) => {}
             Wake::Signal(_) => break,
         }
     }
-    let gone = alive.is_empty().then(|| "every watched cgroup is gone".to_owned());
+    let gone = selection.is_over().then(|| "every watched cgroup is gone".to_owned());
     run.last_tick();
     let complete = run.finish(gone.into_iter().collect());
     Ok(if complete { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) })

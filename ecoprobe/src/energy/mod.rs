@@ -6,6 +6,8 @@
 mod attribute;
 pub(crate) mod books;
 pub mod counter;
+mod delta;
+pub(crate) mod estimate;
 mod ledger;
 pub(crate) mod model;
 mod usage;

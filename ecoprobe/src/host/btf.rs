@@ -68,7 +68,13 @@ const MEMBERS: &[(&str, &str)] = &[
     ("cgroup", "root"),
     ("cgroup_root", "hierarchy_id"),
     ("kernfs_node", "id"),
+    ("task_struct", "signal"),
+    ("signal_struct", "nr_threads"),
 ];
+
+/// Where the CPU of a task is: in the one or in the other, by architecture and version.
+const TASK_CPU: &[(&str, &str)] =
+    &[("task_struct", "cpu"), ("task_struct", "thread_info"), ("thread_info", "cpu")];
 
 /// The tracepoints that the probe attaches to; each has a typedef `btf_trace_NAME`.
 const TRACEPOINTS: &[(&str, &str)] = &[
@@ -214,7 +220,7 @@ impl<'a> Sections<'a> {
             }
         }
         let mut offsets = HashMap::new();
-        for &(of, member) in MEMBERS {
+        for &(of, member) in MEMBERS.iter().chain(TASK_CPU) {
             let id = structs.get(of).ok_or_else(|| BtfError::Missing(format!("`struct {of}`")))?;
             if let Some(offset) = types.member_offset(*id, &names, member, 0) {
                 offsets.insert((of, member), offset);
@@ -229,6 +235,7 @@ impl<'a> Sections<'a> {
         let strings = self.section(self.strings)?;
         let wanted: HashMap<&[u8], &'static str> = MEMBERS
             .iter()
+            .chain(TASK_CPU)
             .flat_map(|&(of, member)| [of, member])
             .chain(TRACEPOINTS.iter().map(|&(_, typedef)| typedef))
             .chain([SUBSYSTEMS])

@@ -1,28 +1,22 @@
-//! Loading and attaching the probe, and telling it which cgroups are selected.
+//! Loading and attaching the probe.
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData, RingBuf};
 use aya::programs::{BtfTracePoint, RawTracePoint};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
 use aya_log::EbpfLogger;
-use ecoprobe_ebpf::{CgroupEvent, Exited, Field, LAYOUT_LEN};
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::unistd::Pid;
 
+use super::events::ProbeLog;
+use super::exits::{Exits, History};
+use super::layout::Constants;
 use super::read::Counters;
-use crate::base::error::Error;
-use crate::base::own::ProbeStats;
-use crate::event::SLOT_FIRST;
+use super::slots::Slots;
+use super::{Probe, object, verifier};
+use crate::base::Error;
 use crate::host::btf::{BtfError, KernelLayout};
 use crate::host::priority::Undisturbed;
-
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/probe.o");
 
 /// How the probe is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,247 +40,124 @@ impl Hook {
 pub struct LoadOptions<'a> {
     /// The kernel's BTF, `/sys/kernel/btf/vmlinux`.
     pub btf: &'a Path,
-    /// Package of each possible CPU, and how many packages there are.
+    /// Package of each possible CPU, `None` where it is not known, and how many packages there are.
     pub package_of_cpu: Vec<Option<usize>>,
     pub packages: usize,
     /// Controller of the v1 hierarchy to follow; `None` for cgroup2.
     pub v1_controller: Option<&'a str>,
     /// That hierarchy's id in `/proc/self/cgroup`; 0 for cgroup2.
     pub hierarchy_id: u32,
+    /// At the same time; a workload that has ended makes room.
     pub max_workloads: u32,
-    /// Whether [`CpuTime::watch_exits`] may be asked for; if not, it costs no memory either.
+    /// Whether [`Probe::watch_exits`] may be asked for; if not, it costs no memory either.
     pub exits: bool,
     /// `None`: whatever this kernel can do best.
     pub hook: Option<Hook>,
 }
 
-/// The loaded probe. Dropping it detaches it; nothing is pinned, so the kernel does the same if we
-/// are killed.
-pub struct CpuTime {
-    ebpf: Ebpf,
-    hook: Hook,
-    counters: Counters,
-    selected: HashMap<MapData, u64, u32>,
-    events: RingBuf<MapData>,
-    /// Until somebody takes them.
-    exits: Option<Exits>,
-    logger: EbpfLogger<ProbeLog>,
-    log: ProbeLog,
-    max_workloads: usize,
-    workloads: usize,
-    selection: u32,
+pub(super) fn load(options: &LoadOptions<'_>) -> Result<Probe, Error> {
+    let layout = KernelLayout::read(options.btf).map_err(|error| match error {
+        BtfError::Open { .. } => Error::Cannot(error.to_string()),
+        _ => Error::Cannot(format!("{error}; this kernel is not supported")),
+    })?;
+    let hooks = match options.hook {
+        Some(hook) => vec![hook],
+        None if layout.has_typed_tracepoints() => vec![Hook::TpBtf, Hook::RawTp],
+        None => vec![Hook::RawTp],
+    };
+    let mut outcome = Err(Failure::Other(Error::Cannot("no way to attach the probe".into())));
+    for hook in hooks {
+        outcome = load_object(&layout, options, hook, object::NATIVE);
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    outcome.map_err(Failure::into_error)
 }
 
-impl std::fmt::Debug for CpuTime {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CpuTime").field("hook", &self.hook).finish_non_exhaustive()
-    }
-}
-
-impl CpuTime {
-    /// Loads the probe with nothing selected; it counts only after [`CpuTime::attach`].
-    pub fn load(options: LoadOptions<'_>) -> Result<Self, Error> {
-        let layout = KernelLayout::read(options.btf).map_err(|error| match error {
-            BtfError::Open { .. } => Error::Cannot(error.to_string()),
-            _ => Error::Cannot(format!("{error}; this kernel is not supported")),
-        })?;
-        let typed = layout.has_typed_tracepoints();
-        let hooks = match options.hook {
-            Some(hook) => vec![hook],
-            None if typed => vec![Hook::TpBtf, Hook::RawTp],
-            None => vec![Hook::RawTp],
-        };
-        let mut outcome = Err(Error::Cannot("no way to attach the probe".into()));
-        for hook in hooks {
-            outcome = Self::load_with(&layout, &options, hook);
-            if outcome.is_ok() {
-                break;
-            }
-        }
-        outcome
-    }
-
-    fn load_with(
-        layout: &KernelLayout,
-        options: &LoadOptions<'_>,
-        hook: Hook,
-    ) -> Result<Self, Error> {
-        let constants = Constants::new(layout, options)?;
-        let most_exited = if options.exits { MOST_EXITED } else { 1 };
-        let mut loader = loader_without_kernel_btf();
-        loader
-            .map_max_entries("CPUS", constants.nr_cpus)
-            .map_max_entries("COUNTERS", constants.nr_cpus.saturating_mul(constants.nr_slots))
-            .map_max_entries("SELECTED", options.max_workloads)
-            // Children of the selected cgroups and everybody else's cgroups share this cache.
-            .map_max_entries("RESOLVED", options.max_workloads.saturating_mul(2).max(8192))
-            .map_max_entries("EXITED", most_exited)
-            .map_max_entries("EXITED_OTHERS", most_exited);
-        loader.override_global("LAYOUT", &constants.fields[..], true);
-        let mut ebpf = loader.load(OBJECT).map_err(|error| cannot("load the probe", &error))?;
-        let btf = Btf::parse(&layout.tracepoint_btf(), Endianness::default())
-            .map_err(|error| cannot("use this kernel's BTF", &error))?;
-        for tracepoint in TRACEPOINTS {
-            load_program(&mut ebpf, tracepoint, hook, &btf)?;
-        }
-        if options.exits {
-            load_program(&mut ebpf, EXIT, hook, &btf)?;
-        }
-        drop(btf);
-
-        let counters = Counters::map(
-            map_data(&mut ebpf, "CPUS")?,
-            map_data(&mut ebpf, "COUNTERS")?,
-            constants.nr_slots as usize,
-            options.package_of_cpu.clone(),
-            options.packages,
-        )
-        .map_err(|error| cannot("map the probe's counters", &error))?;
-        let internal = |error| cannot("use the probe's maps", &error);
-        let selected = HashMap::try_from(take_map(&mut ebpf, "SELECTED")?).map_err(internal)?;
-        let events = RingBuf::try_from(take_map(&mut ebpf, "EVENTS")?).map_err(internal)?;
-        let mut exited = |name| HashMap::try_from(take_map(&mut ebpf, name)?).map_err(internal);
-        let exits = Exits([exited("EXITED")?, exited("EXITED_OTHERS")?]);
-        let log = ProbeLog::default();
-        let logger = EbpfLogger::init_with_logger(&mut ebpf, log.clone())
-            .map_err(|error| cannot("read the probe's log", &error))?;
-        Ok(Self {
-            ebpf,
-            hook,
-            counters,
-            selected,
-            events,
-            exits: options.exits.then_some(exits),
-            logger,
-            log,
-            max_workloads: options.max_workloads as usize,
-            workloads: 0,
-            selection: 0,
-        })
-    }
-
-    pub fn hook(&self) -> Hook {
-        self.hook
-    }
-
-    /// Starts counting. On return every CPU that we may run on has switched once, so that its
-    /// running task is known.
-    pub fn attach(&mut self) -> Result<(), Error> {
-        // Moves first: a slice that begins before its cuts can be seen would be billed whole.
-        for tracepoint in TRACEPOINTS {
-            attach_program(&mut self.ebpf, tracepoint, self.hook)?;
-        }
-        switch_every_cpu(self.counters.nr_cpus());
-        Ok(())
-    }
-
-    /// Whose processes were that have exited; `None` if not loaded for it, or taken before. There is
-    /// nothing in it until [`CpuTime::watch_exits`].
-    pub fn take_exits(&mut self) -> Option<Exits> {
-        self.exits.take()
-    }
-
-    /// From now on, notes whose each process was that exits.
-    pub fn watch_exits(&mut self) -> Result<(), Error> {
-        attach_program(&mut self.ebpf, EXIT, self.hook)
-    }
-
-    /// Selects a cgroup; its subtree's time goes to the returned slot from now on. `None`: there is
-    /// room for no more, its time stays in `other`.
-    pub fn add_workload(&mut self, cgroup_id: u64) -> Result<Option<usize>, Error> {
-        if self.workloads >= self.max_workloads {
-            return Ok(None);
-        }
-        let slot = SLOT_FIRST + self.workloads;
-        self.selected
-            .insert(cgroup_id, slot as u32, 0)
-            .map_err(|error| cannot("select a cgroup", &error))?;
-        self.workloads += 1;
-        self.selection = self.selection.wrapping_add(1);
-        self.counters.set_selection(self.selection);
-        Ok(Some(slot))
-    }
-
-    /// Cumulative nanoseconds by package and slot, running tasks included, and the CLOCK_MONOTONIC
-    /// time of the reading.
-    pub fn read(&mut self, cpu_ns: &mut Vec<Vec<u64>>) -> u64 {
-        self.counters.read(SLOT_FIRST + self.workloads, cpu_ns)
-    }
-
-    /// Cgroups made or removed in the followed hierarchy since the last call.
-    pub fn cgroup_events(&mut self, mut each: impl FnMut(CgroupEvent)) {
-        while let Some(item) = self.events.next() {
-            if let Some(event) = super::read::cgroup_event(&item) {
-                each(event);
-            }
-        }
-    }
-
-    /// Becomes readable when there are cgroup events.
-    pub fn cgroup_events_fd(&self) -> io::Result<OwnedFd> {
-        self.events.as_fd().try_clone_to_owned()
-    }
-
-    /// What the probe found worth saying since the last call.
-    pub fn warnings(&mut self) -> Vec<String> {
-        self.logger.flush();
-        let mut messages = self.log.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        std::mem::take(&mut *messages)
-    }
-
-    /// Events that did not fit into the ring: cgroups may have been made that we were not told of.
-    pub fn lost_events(&self) -> u64 {
-        self.counters.totals().lost_events
-    }
-
-    pub fn stats(&self) -> ProbeStats {
-        let totals = self.counters.totals();
-        ProbeStats {
-            events: Some(totals.switches),
-            dropped: Some(totals.dropped),
-            ns_per_event: self
-                .run_time()
-                .map(|total| total.time.as_nanos() as f64 / total.runs as f64),
-        }
-    }
-
-    /// Of the `sched_switch` program. `None` unless `kernel.bpf_stats_enabled` is 1: the statistics
-    /// themselves cost time, so we do not turn them on.
-    pub fn run_time(&self) -> Option<RunTime> {
-        let info = self.ebpf.program(&program_name("sched_switch", self.hook))?.info().ok()?;
-        let (runs, time) = (info.run_count(), info.run_time());
-        (runs > 0).then_some(RunTime { runs, time })
-    }
-}
-
-/// The processes that exited lately, as the probe noted them.
+/// Why the probe is not loaded. What the verifier says is made into a message only for the last way
+/// that was tried.
 #[derive(Debug)]
-pub struct Exits([HashMap<MapData, u32, Value>; 2]);
+pub(super) enum Failure {
+    Program(String, aya::programs::ProgramError),
+    Other(Error),
+}
 
-/// As the map has it.
-#[derive(Debug, Clone, Copy)]
-#[repr(transparent)]
-struct Value(Exited);
-
-// SAFETY: integers without implicit padding.
-unsafe impl aya::Pod for Value {}
-
-impl Exits {
-    /// The slot that a process of the initial pid namespace was billed to when a thread of it exited
-    /// last, and the CLOCK_MONOTONIC time of that in nanoseconds. Two system calls.
-    pub fn find(&self, pid: u32) -> Option<(usize, u64)> {
-        // An error is that there is no such process.
-        let found = self.0.iter().filter_map(|exited| exited.get(&pid, 0).ok());
-        let Value(last) = found.max_by_key(|Value(exited)| exited.mono_ns)?;
-        Some((last.slot as usize, last.mono_ns))
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
     }
 }
 
-/// What a BPF program cost since it was loaded, by the kernel's own account.
-#[derive(Debug, Clone, Copy)]
-pub struct RunTime {
-    pub runs: u64,
-    pub time: Duration,
+impl Failure {
+    pub(super) fn into_error(self) -> Error {
+        match self {
+            Self::Program(what, error) => verifier::refused(&what, &error),
+            Self::Other(error) => error,
+        }
+    }
+}
+
+pub(super) fn load_object(
+    layout: &KernelLayout,
+    options: &LoadOptions<'_>,
+    hook: Hook,
+    object: &[u8],
+) -> Result<Probe, Failure> {
+    let constants = Constants::new(layout, options)?;
+    let most_exited = if options.exits { MOST_EXITED } else { 1 };
+    let mut loader = loader_without_kernel_btf();
+    loader
+        .map_max_entries("CPUS", constants.nr_cpus)
+        .map_max_entries("COUNTERS", constants.nr_counters)
+        .map_max_entries("SELECTED", options.max_workloads.max(1))
+        // Children of the selected cgroups and everybody else's cgroups share this cache.
+        .map_max_entries("RESOLVED", options.max_workloads.saturating_mul(2).max(8192))
+        .map_max_entries("EXITED", most_exited)
+        .map_max_entries("EXITED_OTHERS", most_exited);
+    loader.override_global("LAYOUT", &constants.fields[..], true);
+    let mut ebpf = loader.load(object).map_err(|error| cannot("load the probe", &error))?;
+    let btf = Btf::parse(&layout.tracepoint_btf(), Endianness::default())
+        .map_err(|error| cannot("use this kernel's BTF", &error))?;
+    for tracepoint in TRACEPOINTS {
+        load_program(&mut ebpf, tracepoint, hook, &btf)?;
+    }
+    if options.exits {
+        load_program(&mut ebpf, EXIT, hook, &btf)?;
+    }
+    drop(btf);
+
+    let counters = Counters::map(
+        map_data(&mut ebpf, "CPUS")?,
+        map_data(&mut ebpf, "COUNTERS")?,
+        map_data(&mut ebpf, "SHARED")?,
+        constants.nr_slots as usize,
+        options.package_of_cpu.clone(),
+        options.packages,
+    )
+    .map_err(|error| cannot("map the probe's counters", &error))?;
+    let internal = |error| cannot("use the probe's maps", &error);
+    let selected = HashMap::try_from(take_map(&mut ebpf, "SELECTED")?).map_err(internal)?;
+    let events = RingBuf::try_from(take_map(&mut ebpf, "EVENTS")?).map_err(internal)?;
+    let mut exited = |name| HashMap::try_from(take_map(&mut ebpf, name)?).map_err(internal);
+    let history = History::default();
+    let exits =
+        Exits { noted: [exited("EXITED")?, exited("EXITED_OTHERS")?], history: history.clone() };
+    let log = ProbeLog::default();
+    let logger = EbpfLogger::init_with_logger(&mut ebpf, log.clone())
+        .map_err(|error| cannot("read the probe's log", &error))?;
+    Ok(Probe {
+        ebpf,
+        hook,
+        counters,
+        slots: Slots::new(constants.nr_slots, options.packages),
+        selected,
+        events,
+        exits: options.exits.then_some(exits),
+        history: options.exits.then_some(history),
+        logger,
+        log,
+    })
 }
 
 const TRACEPOINTS: [&str; 4] =
@@ -299,14 +170,14 @@ const EXIT: &str = "sched_process_exit";
 /// two thousand exit in each second.
 const MOST_EXITED: u32 = 4 * 1024;
 
-fn program_name(tracepoint: &str, hook: Hook) -> String {
+pub(super) fn program_name(tracepoint: &str, hook: Hook) -> String {
     match hook {
         Hook::TpBtf => tracepoint.to_owned(),
         Hook::RawTp => format!("{tracepoint}_raw"),
     }
 }
 
-fn load_program(ebpf: &mut Ebpf, tracepoint: &str, hook: Hook, btf: &Btf) -> Result<(), Error> {
+fn load_program(ebpf: &mut Ebpf, tracepoint: &str, hook: Hook, btf: &Btf) -> Result<(), Failure> {
     let program = ebpf.program_mut(&program_name(tracepoint, hook));
     let program = program.ok_or_else(|| damaged(tracepoint))?;
     let outcome = match hook {
@@ -314,7 +185,19 @@ fn load_program(ebpf: &mut Ebpf, tracepoint: &str, hook: Hook, btf: &Btf) -> Res
             .and_then(|program| program.load(tracepoint, btf)),
         Hook::RawTp => <&mut RawTracePoint>::try_from(program).and_then(RawTracePoint::load),
     };
-    outcome.map_err(|error| cannot(&format!("load the probe ({tracepoint})"), &error))
+    outcome.map_err(|error| Failure::Program(format!("load the probe ({tracepoint})"), error))
+}
+
+pub(super) fn attach(ebpf: &mut Ebpf, hook: Hook) -> Result<(), Error> {
+    // Moves first: a slice that begins before its cuts can be seen would be billed whole.
+    for tracepoint in TRACEPOINTS {
+        attach_program(ebpf, tracepoint, hook)?;
+    }
+    Ok(())
+}
+
+pub(super) fn attach_exit(ebpf: &mut Ebpf, hook: Hook) -> Result<(), Error> {
+    attach_program(ebpf, EXIT, hook)
 }
 
 fn attach_program(ebpf: &mut Ebpf, tracepoint: &str, hook: Hook) -> Result<(), Error> {
@@ -346,7 +229,7 @@ fn damaged(what: &str) -> Error {
 }
 
 /// A sentence with the innermost cause; where that is a lack of permission, what to do.
-fn cannot(what: &str, error: &(dyn std::error::Error + 'static)) -> Error {
+pub(super) fn cannot(what: &str, error: &(dyn std::error::Error + 'static)) -> Error {
     let mut causes = Vec::new();
     let mut cause = Some(error);
     let mut denied = false;
@@ -368,91 +251,64 @@ fn cannot(what: &str, error: &(dyn std::error::Error + 'static)) -> Error {
     Error::Cannot(format!("cannot {what}: {}{advice}", causes.join(": ")))
 }
 
-/// The probe's read-only globals.
-struct Constants {
-    nr_cpus: u32,
-    nr_slots: u32,
-    fields: [u64; LAYOUT_LEN],
-}
-
-impl Constants {
-    fn new(layout: &KernelLayout, options: &LoadOptions<'_>) -> Result<Self, Error> {
-        Self::from_layout(layout, options)
-            .map_err(|error| Error::Cannot(format!("{error}; this kernel is not supported")))
-    }
-
-    fn from_layout(layout: &KernelLayout, options: &LoadOptions<'_>) -> Result<Self, BtfError> {
-        let nr_cpus = options.package_of_cpu.len() as u32;
-        let nr_slots = options.max_workloads + SLOT_FIRST as u32;
-        let se = layout.offset("task_struct", "se")?;
-        let css_set_cgroup = match options.v1_controller {
-            None => layout.offset("css_set", "dfl_cgrp")?,
-            Some(controller) => {
-                let index = layout.subsystem(controller).ok_or_else(|| {
-                    BtfError::Missing(format!("cgroup controller `{controller}`"))
-                })?;
-                let pointer = size_of::<u64>() as u64;
-                layout.offset("css_set", "subsys")? + u64::from(index) * pointer
-            }
-        };
-        let css_parent = layout.offset("cgroup_subsys_state", "parent")?;
-        // Not every kernel has it; the probe then does without.
-        let prev_sum = layout.offset("sched_entity", "prev_sum_exec_runtime");
-        let mut fields = [0; LAYOUT_LEN];
-        for (field, value) in [
-            (Field::NrCpus, nr_cpus.into()),
-            (Field::HierarchyId, options.hierarchy_id.into()),
-            (Field::ViaCss, options.v1_controller.is_some().into()),
-            (Field::TaskTgid, layout.offset("task_struct", "tgid")?),
-            (Field::TaskFlags, layout.offset("task_struct", "flags")?),
-            (Field::TaskSumExecRuntime, se + layout.offset("sched_entity", "sum_exec_runtime")?),
-            (Field::TaskPrevSumExecRuntime, prev_sum.map_or(0, |offset| se + offset)),
-            (Field::TaskExecStart, se + layout.offset("sched_entity", "exec_start")?),
-            (Field::TaskCgroups, layout.offset("task_struct", "cgroups")?),
-            (Field::CssSetCgroup, css_set_cgroup),
-            (Field::CssCgroup, layout.offset("cgroup_subsys_state", "cgroup")?),
-            (Field::CgroupKn, layout.offset("cgroup", "kn")?),
-            (Field::CgroupParent, layout.offset("cgroup", "self")? + css_parent),
-            (Field::CgroupRoot, layout.offset("cgroup", "root")?),
-            (Field::RootHierarchyId, layout.offset("cgroup_root", "hierarchy_id")?),
-            (Field::KnId, layout.offset("kernfs_node", "id")?),
-        ] {
-            fields[field as usize] = value;
-        }
-        Ok(Self { nr_cpus, nr_slots, fields })
-    }
-}
-
 /// aya parses the kernel's whole BTF in the loader's constructor: 20 MB and tens of milliseconds for
 /// relocations that the probe does not have. It goes on without where the file cannot be opened, so
-/// for that moment no file can.
-fn loader_without_kernel_btf<'a>() -> EbpfLoader<'a> {
-    let limit = getrlimit(Resource::RLIMIT_NOFILE);
-    if let Ok((_, hard)) = limit {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, 0, hard);
-    }
-    let mut loader = EbpfLoader::new();
-    if let Ok((soft, hard)) = limit {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, soft, hard);
-    }
+/// the constructor runs on a thread of its own that can open none.
+fn loader_without_kernel_btf() -> EbpfLoader<'static> {
+    let constructor = || {
+        // Without it, the memory is what it costs.
+        let _ = open_no_files();
+        EbpfLoader::new()
+    };
+    let thread = std::thread::Builder::new().spawn(constructor);
+    let loader = thread.ok().and_then(|thread| thread.join().ok());
+    let mut loader = loader.unwrap_or_default();
     loader.btf(None);
     loader
 }
 
+/// From now on the calling thread, and no other, is refused to open files. It takes no privilege.
+fn open_no_files() -> io::Result<()> {
+    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let filter = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let number = std::mem::offset_of!(libc::seccomp_data, nr) as u32;
+    let mut filters = [
+        filter(LOAD, 0, 0, number),
+        // `openat`, by which every library opens files, and nothing else.
+        filter(EQUAL, 0, 1, libc::SYS_openat as u32),
+        filter(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EACCES as u32),
+        filter(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filters.len() as u16, filter: filters.as_mut_ptr() };
+    // SAFETY: both concern the calling thread alone; the filter outlives the call, which copies it.
+    let outcome = unsafe {
+        match libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) {
+            0 => libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program),
+            failed => failed,
+        }
+    };
+    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Makes every CPU switch tasks once. A task that computes without pause would else stay unseen until
 /// it pauses, which can take hours.
-fn switch_every_cpu(nr_cpus: usize) {
+pub(super) fn switch_every_cpu(nr_cpus: usize) {
     // On a thread of its own, whose affinity ends with it.
     let visit = move || {
         // Without the permission, a busy CPU is visited a few milliseconds later.
         let _undisturbed = Undisturbed::begin();
+        // Not `cpu_set_t`, which ends at 1,024.
+        let bits = std::ffi::c_ulong::BITS as usize;
+        let mut only: Vec<std::ffi::c_ulong> = vec![0; nr_cpus.div_ceil(bits)];
         for cpu in 0..nr_cpus {
-            let mut only = CpuSet::new();
-            if only.set(cpu).is_ok() {
-                // A CPU that is offline or outside our cpuset cannot be visited: it is seen at its
-                // next switch.
-                let _ = sched_setaffinity(Pid::from_raw(0), &only);
-            }
+            only.fill(0);
+            only[cpu / bits] = 1 << (cpu % bits);
+            // A CPU that is offline or outside our cpuset cannot be visited: it is seen at its next
+            // switch.
+            // SAFETY: reads that many bytes of the mask.
+            unsafe { libc::sched_setaffinity(0, size_of_val(&only[..]), only.as_ptr().cast()) };
         }
     };
     if let Ok(thread) = std::thread::Builder::new().stack_size(64 * 1024).spawn(visit) {
@@ -460,23 +316,31 @@ fn switch_every_cpu(nr_cpus: usize) {
     }
 }
 
-/// Keeps what the probe logs until somebody asks.
-#[derive(Debug, Clone, Default)]
-struct ProbeLog(Arc<Mutex<Vec<String>>>);
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl log::Log for ProbeLog {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
+    #[test]
+    fn one_thread_opens_no_files_and_the_others_do() {
+        let refused = std::thread::spawn(|| {
+            open_no_files().unwrap();
+            std::fs::read("/proc/self/stat").map(drop).map_err(|error| error.kind())
+        });
+        assert_eq!(refused.join().unwrap(), Err(io::ErrorKind::PermissionDenied));
+        std::fs::read("/proc/self/stat").unwrap();
     }
 
-    fn log(&self, record: &log::Record<'_>) {
-        let mut messages = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let message = format!("probe: {}", record.args());
-        // Every CPU says it once.
-        if !messages.contains(&message) {
-            messages.push(message);
+    #[test]
+    fn loading_leaves_the_limits_of_the_process_alone() {
+        let limits = || std::fs::read_to_string("/proc/self/limits").unwrap();
+        let before = limits();
+        let opening = std::thread::spawn(|| {
+            (0..2_000).filter(|_| std::fs::File::open("/proc/self/stat").is_err()).count()
+        });
+        for _ in 0..50 {
+            drop(loader_without_kernel_btf());
         }
+        assert_eq!(opening.join().unwrap(), 0, "another thread could not open a file meanwhile");
+        assert_eq!(limits(), before);
     }
-
-    fn flush(&self) {}
 }

@@ -1,9 +1,212 @@
-//! CPU time per cgroup, from the probe.
+//! CPU time per workload, from the probe.
 //!
-//! `load` puts the probe into the kernel, `read` takes what it counted out of shared memory. A read
-//! makes no system call.
+//! `load` puts the probe into the kernel, `read` takes what it counted out of shared memory: a read
+//! makes no system call. Where the probe counts a workload (its slot) is nobody's business outside.
 
+mod events;
+mod exits;
+mod layout;
 mod load;
+mod object;
 mod read;
+mod slots;
+mod verifier;
 
-pub use load::{CpuTime, Exits, Hook, LoadOptions, RunTime};
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
+
+use aya::Ebpf;
+use aya::maps::{HashMap, MapData, RingBuf};
+use aya_log::EbpfLogger;
+use ecoprobe_ebpf::CgroupEvent;
+
+use self::events::ProbeLog;
+pub use self::exits::Exits;
+use self::exits::History;
+pub use self::load::{Hook, LoadOptions};
+use self::read::Counters;
+use self::slots::{Begin, Slots};
+use crate::base::own::ProbeStats;
+use crate::base::{Error, WorkloadId, monotonic_ns};
+use crate::event::CpuTimes;
+
+/// The loaded probe. Dropping it detaches it; nothing is pinned, so the kernel does the same if we
+/// are killed.
+pub struct Probe {
+    ebpf: Ebpf,
+    hook: Hook,
+    counters: Counters,
+    slots: Slots,
+    /// Cgroup id → slot, as the probe looks it up.
+    selected: HashMap<MapData, u64, u32>,
+    events: RingBuf<MapData>,
+    /// Until somebody takes them.
+    exits: Option<Exits>,
+    /// Who had which slot, where exits are asked for.
+    history: Option<History>,
+    logger: EbpfLogger<ProbeLog>,
+    log: ProbeLog,
+}
+
+impl std::fmt::Debug for Probe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Probe").field("hook", &self.hook).finish_non_exhaustive()
+    }
+}
+
+/// What a BPF program cost since it was loaded, by the kernel's own account.
+#[derive(Debug, Clone, Copy)]
+pub struct RunTime {
+    pub runs: u64,
+    pub time: Duration,
+}
+
+/// How many cgroups are taken out of the selection in one reading: each is a system call.
+const MOST_DESELECTED: usize = 64;
+
+impl Probe {
+    /// Loads the probe with nothing selected; it counts only after [`Probe::attach`].
+    pub fn load(options: LoadOptions<'_>) -> Result<Self, Error> {
+        load::load(&options)
+    }
+
+    pub fn hook(&self) -> Hook {
+        self.hook
+    }
+
+    /// Starts counting. On return every CPU that we may run on has switched once, so that its
+    /// running task is known.
+    pub fn attach(&mut self) -> Result<(), Error> {
+        load::attach(&mut self.ebpf, self.hook)?;
+        load::switch_every_cpu(self.counters.nr_cpus());
+        Ok(())
+    }
+
+    /// Bills a cgroup's subtree to `id` from now on. `false`: there is room for no more, its time
+    /// stays in `other`.
+    ///
+    /// The same id with another cgroup id is the same workload in a new cgroup, or in one more:
+    /// times add up. The same cgroup id with another workload's id changes hands.
+    pub fn begin(&mut self, id: WorkloadId, cgroup_id: u64) -> Result<bool, Error> {
+        let slot = match self.slots.begin(id, cgroup_id) {
+            Begin::NoRoom => return Ok(false),
+            Begin::Known => return Ok(true),
+            Begin::New(slot) => slot,
+        };
+        if let Some(history) = &self.history {
+            history.begin(slot, id);
+        }
+        if let Err(error) = self.selected.insert(cgroup_id, slot, 0) {
+            self.slots.undo(cgroup_id);
+            return Err(load::cannot("select a cgroup", &error));
+        }
+        self.counters.selection_changed();
+        Ok(true)
+    }
+
+    /// The cgroup is gone, or nobody asks for it any more. What dying tasks still run in it belongs
+    /// to its workload, so it takes some readings until all has been counted.
+    pub fn end(&mut self, cgroup_id: u64) {
+        self.slots.end(cgroup_id, monotonic_ns());
+    }
+
+    /// Drops what is kept of a workload that is in `ended`. Until then it may begin again, with the
+    /// CPU time that it had.
+    pub fn forget(&mut self, id: WorkloadId) {
+        self.slots.forget(id);
+    }
+
+    /// Cumulative CPU time, running tasks included, and the CLOCK_MONOTONIC time of the reading.
+    /// `ended` gains the workloads that have ended and for which nothing will come any more.
+    pub fn read(&mut self, out: &mut CpuTimes, ended: &mut Vec<WorkloadId>) -> u64 {
+        let now = self.counters.read(&mut self.slots, out);
+        if self.slots.is_settling() {
+            self.settle(now, ended);
+        }
+        now
+    }
+
+    fn settle(&mut self, now: u64, ended: &mut Vec<WorkloadId>) {
+        self.slots.release(now, self.counters.views(), ended);
+        let mut changed = false;
+        for _ in 0..MOST_DESELECTED {
+            let Some(cgroup_id) = self.slots.deselect(now) else { break };
+            // An error is that it is not there.
+            let _ = self.selected.remove(&cgroup_id);
+            changed = true;
+        }
+        if changed {
+            self.counters.selection_changed();
+        }
+    }
+
+    /// CPUs that have run something and whose package nobody knows: their time is in `unplaced`.
+    pub fn unplaced_cpus(&self) -> &[usize] {
+        self.counters.unplaced_cpus()
+    }
+
+    /// Bills a CPU's time to a package from now on.
+    pub fn place(&mut self, cpu: usize, package: usize) {
+        self.counters.place(cpu, package);
+    }
+
+    /// Whose processes were that have exited; `None` if not loaded for it, or taken before. There is
+    /// nothing in it until [`Probe::watch_exits`].
+    pub fn take_exits(&mut self) -> Option<Exits> {
+        self.exits.take()
+    }
+
+    /// From now on, notes whose each process was that exits.
+    pub fn watch_exits(&mut self) -> Result<(), Error> {
+        load::attach_exit(&mut self.ebpf, self.hook)
+    }
+
+    /// Cgroups made or removed in the followed hierarchy since the last call.
+    pub fn cgroup_events(&mut self, mut each: impl FnMut(CgroupEvent)) {
+        while let Some(item) = self.events.next() {
+            if let Some(event) = events::cgroup_event(&item) {
+                each(event);
+            }
+        }
+    }
+
+    /// Becomes readable when there are cgroup events.
+    pub fn cgroup_events_fd(&self) -> io::Result<OwnedFd> {
+        self.events.as_fd().try_clone_to_owned()
+    }
+
+    /// What the probe found worth saying since the last call.
+    pub fn warnings(&mut self) -> Vec<String> {
+        self.logger.flush();
+        self.log.take()
+    }
+
+    /// Events that did not fit into the ring: cgroups may have been made that we were not told of.
+    pub fn lost_events(&self) -> u64 {
+        self.counters.totals().lost_events
+    }
+
+    pub fn stats(&self) -> ProbeStats {
+        let totals = self.counters.totals();
+        ProbeStats {
+            events: Some(totals.switches),
+            dropped: Some(totals.dropped),
+            ns_per_event: self
+                .run_time()
+                .map(|total| total.time.as_nanos() as f64 / total.runs as f64),
+        }
+    }
+
+    /// Of the `sched_switch` program. `None` unless `kernel.bpf_stats_enabled` is 1: the statistics
+    /// themselves cost time, so we do not turn them on.
+    pub fn run_time(&self) -> Option<RunTime> {
+        let name = load::program_name("sched_switch", self.hook);
+        let info = self.ebpf.program(&name)?.info().ok()?;
+        let (runs, time) = (info.run_count(), info.run_time());
+        (runs > 0).then_some(RunTime { runs, time })
+    }
+}
+
+#[cfg(test)]
+mod tests;

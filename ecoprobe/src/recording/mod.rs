@@ -272,6 +272,7 @@ pub(super) mod tests {
             version: "0.1.0".into(),
             start: "2026-01-02T03:04:05Z".into(),
             host: Host { name: "n".into(), kernel: "6".into(), cpus: 2, packages: packages.len() },
+            cpu: None,
             sources: Sources {
                 cpu_time: CpuTimeSource::ebpf("tp_btf/sched_switch", "v2"),
                 cpu_energy: CpuEnergySource {

@@ -42,7 +42,7 @@ pub(crate) fn report(books: &mut Books, own: Own) -> Report {
         schema: REPORT_SCHEMA,
         host: (&header.host).into(),
         window: Window { start: header.start.clone(), seconds: run.0, samples: books.samples() },
-        sources: Sources::new(&header.sources, static_power(books)),
+        sources: Sources::new(&header.sources, books.basis(), static_power(books)),
         node: node(&totals, &workloads_j),
         workloads,
         own,

@@ -100,12 +100,17 @@ impl From<&sources::Host> for Host {
 }
 
 impl Sources {
-    /// With what has become known of the static power.
-    pub(super) fn new(sources: &sources::Sources, static_power: StaticPowerSource) -> Self {
+    /// With what an estimate rests on, and what has become known of the static power.
+    pub(super) fn new(
+        sources: &sources::Sources,
+        estimate: Option<&str>,
+        static_power: StaticPowerSource,
+    ) -> Self {
         let sources::Sources { cpu_time, cpu_energy, gpu_energy, .. } = sources.clone();
         let sources::CpuTimeSource { kind, hook, hierarchy } = cpu_time;
         let cpu_time = CpuTimeSource { kind, hook, hierarchy };
         let sources::CpuEnergySource { kind, domains, basis } = cpu_energy;
+        let basis = estimate.map(str::to_owned).or(basis);
         let cpu_energy = CpuEnergySource { kind, domains, basis };
         let devices = gpu_energy.devices.into_iter().map(|device| {
             let sources::GpuDevice { uuid, name, index, method } = device;

@@ -12,7 +12,7 @@ use super::{Abilities, Check, Group, Level};
 use crate::config::Doctor;
 use crate::host::Roots;
 use crate::host::kernel::{self, Capabilities, Capability};
-use crate::probe::{CpuTime, LoadOptions};
+use crate::probe::{LoadOptions, Probe};
 use crate::workload::hierarchy::{Hierarchies, Hierarchy};
 
 const AS_ROOT: &str = "run as root: sudo ecoprobe ...";
@@ -77,7 +77,7 @@ fn probe(roots: &Roots, hierarchy: &Hierarchy) -> Check {
         let hierarchy_id = hierarchy.id(Path::new("/proc")).ok_or_else(|| {
             anyhow::Error::msg(format!("/proc/self/cgroup does not mention {hierarchy}"))
         })?;
-        let mut cpu_time = CpuTime::load(LoadOptions {
+        let mut probe = Probe::load(LoadOptions {
             btf: &kernel::btf_path(&roots.sysfs),
             package_of_cpu: vec![Some(0); cpus],
             packages: 1,
@@ -87,8 +87,8 @@ fn probe(roots: &Roots, hierarchy: &Hierarchy) -> Check {
             exits: false,
             hook: None,
         })?;
-        cpu_time.attach()?;
-        Ok(cpu_time.hook().name())
+        probe.attach()?;
+        Ok(probe.hook().name())
     };
     match load() {
         Ok(hook) => Check::new(NAME, Level::Ok, format!("loads and attaches to {hook}")),

@@ -14,13 +14,13 @@ use nix::sys::signal::Signal;
 use self::child::{Child, Signals};
 use self::relay::Relay;
 use super::measure::{Measurement, Wake, runtime};
-use crate::base::WorkloadId;
 use crate::base::error::EXIT_FAILED;
 use crate::collector::Collector;
 use crate::config;
 use crate::host::stdout;
 use crate::output::{self, Format, Target};
 use crate::workload::hierarchy::Hierarchies;
+use crate::workload::names::Change;
 use crate::workload::scope::{Scope, clean_up_stale};
 
 /// How long the command has to end after --duration has passed.
@@ -59,9 +59,9 @@ async fn measure(
     relay: Option<Relay>,
 ) -> anyhow::Result<ExitCode> {
     let signals = Signals::listen()?;
-    let workload = scope.workload(WorkloadId(1), &name(config));
+    let began = Change::Began(scope.workload(&name(config)));
     let opened = Collector::open(&config.measure.collect, scope.hierarchy(), 1)?;
-    let mut run = Measurement::start(&config.measure, opened, &[workload], output, signals)?;
+    let mut run = Measurement::start(&config.measure, opened, vec![began], output, signals)?;
     let mut child = match Child::spawn(&config.command, &scope, for_command) {
         Ok(child) => child,
         Err(error) => {
@@ -98,7 +98,7 @@ async fn until_it_ends(run: &mut Measurement, child: &mut Child) -> anyhow::Resu
                     run.warn(format!("{signal} could not be passed on to the command: {error}"));
                 }
             }
-            Wake::Cgroups(_) => {}
+            Wake::Cgroups(_) | Wake::Over => {}
             Wake::Deadline => {
                 if let Err(error) = child.forward(Signal::SIGTERM) {
                     run.warn(format!("the command could not be ended: {error}"));

@@ -1,18 +1,19 @@
 //! The CPU side: from cumulative CPU time and energy counters to windows.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::roster::Roster;
 use super::window::Recent;
-use super::{Known, known_static_power};
-use crate::base::{Component, Seconds, User, Watts};
+use super::{Known, given_static_power, recorded_estimate};
+use crate::base::{Component, Joules, Seconds, User};
 use crate::energy::attribute::{IdleTo, Window};
 use crate::energy::counter::{Counter, Outcome, Reason};
+use crate::energy::estimate::Estimate;
 use crate::energy::ledger::DomainLedger;
 use crate::energy::model::{Grain, PowerModel};
 use crate::energy::usage::{Gathered, Usage};
 use crate::event::sources::StaticPowerKind;
-use crate::event::{CpuTimes, Domain, Header, PackageTime};
+use crate::event::{CpuTimes, Domain, Header, PackageTime, Reading};
 
 /// CPU time that each package's users gained in the newest sample.
 #[derive(Debug)]
@@ -69,37 +70,79 @@ impl PackageUsage {
     }
 }
 
-/// One energy counter, its model and its ledger.
+/// Where the energy of a domain comes from.
+#[derive(Debug)]
+enum Source {
+    Counter(Counter),
+    /// Worked out from the package's CPU time.
+    Estimate(Estimated),
+}
+
+/// An estimate as if it were a counter.
+#[derive(Debug)]
+struct Estimated {
+    estimate: Arc<Estimate>,
+    /// CLOCK_MONOTONIC of the first and the newest sample, nanoseconds.
+    times_ns: Option<(u64, u64)>,
+    busy_ns: u64,
+    microjoules: u64,
+}
+
+impl Estimated {
+    fn advance(&mut self, package: usize, at_ns: u64, busy_ns: u64) -> Outcome {
+        let Some((first_ns, newest_ns)) = self.times_ns else {
+            self.times_ns = Some((at_ns, at_ns));
+            return Outcome::First;
+        };
+        self.times_ns = Some((first_ns, at_ns));
+        self.busy_ns = self.busy_ns.saturating_add(busy_ns);
+        let time_ns = at_ns.saturating_sub(first_ns);
+        let Some(count) = self.estimate.microjoules(package, self.busy_ns, time_ns) else {
+            return Outcome::Missing(Reason::Unread);
+        };
+        let more = count.saturating_sub(std::mem::replace(&mut self.microjoules, count));
+        Outcome::Energy { from_ns: newest_ns, to_ns: at_ns, joules: Joules(more as f64 * 1e-6) }
+    }
+}
+
+/// One domain of the CPU side: its source, its model and its ledger.
 #[derive(Debug)]
 pub(super) struct CpuDomain {
     domain: Domain,
-    counter: Counter,
+    source: Source,
     pub(super) model: PowerModel,
     pub(super) ledger: DomainLedger,
-    /// Who ran since the counter's last good reading, where that is not the sample before.
+    /// Who ran since the counter's last good reading, where that is not the sample before, and when
+    /// the newest of these samples was.
     gathered: Gathered,
-    missing: BTreeMap<&'static str, Missing>,
+    gathered_ns: u64,
     /// The kind of static power, where it was known beforehand.
     beforehand: Option<StaticPowerKind>,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
-struct Missing {
-    windows: u64,
-    seconds: f64,
-    worst: Watts,
-}
-
 impl CpuDomain {
-    pub(super) fn new(domain: &Domain, header: &Header) -> Self {
-        let (watts, beforehand) = known_static_power(&domain.name, header).unzip();
+    pub(super) fn new(domain: &Domain, header: &Header, estimate: Option<&Arc<Estimate>>) -> Self {
+        let estimate = estimate.filter(|_| domain.component == Component::Cpu);
+        let static_power = estimate.and_then(|estimate| estimate.static_watts(domain.package));
+        let static_power = static_power.map(|watts| (watts, StaticPowerKind::Estimate));
+        let known = given_static_power(&domain.name, header).or(static_power);
+        let (watts, beforehand) = known.or_else(|| recorded_estimate(&domain.name, header)).unzip();
+        let source = match estimate {
+            None => Source::Counter(Counter::default()),
+            Some(estimate) => Source::Estimate(Estimated {
+                estimate: Arc::clone(estimate),
+                times_ns: None,
+                busy_ns: 0,
+                microjoules: 0,
+            }),
+        };
         Self {
             domain: domain.clone(),
-            counter: Counter::default(),
+            source,
             model: PowerModel::new(watts, Grain::RAPL),
             ledger: DomainLedger::new(watts),
             gathered: Gathered::default(),
-            missing: BTreeMap::new(),
+            gathered_ns: 0,
             beforehand,
         }
     }
@@ -121,33 +164,51 @@ impl CpuDomain {
         Known { domain: &self.domain.name, power, beforehand: self.beforehand }
     }
 
-    /// Enters what the counter gained since its last good reading, shared by who ran since then.
-    /// `length` is the time since the sample before; it is 0 at the first sample.
+    /// Enters what was drawn since the last good reading, shared by who ran since then. `at_ns` is the
+    /// sample's time.
     pub(super) fn advance(
         &mut self,
-        reading: Option<crate::event::Reading>,
+        at_ns: u64,
+        reading: Option<Reading>,
         users: &[(User, f64)],
-        length: Seconds,
         idle_to: IdleTo,
         recent: Option<&mut Recent>,
     ) {
-        match self.counter.advance(&self.domain, reading) {
+        let outcome = match &mut self.source {
+            Source::Counter(counter) => counter.advance(&self.domain, at_ns, reading),
+            Source::Estimate(estimated) => {
+                // Exact: a window's nanoseconds are far below 2^53.
+                let busy_ns = users.iter().map(|(_, ns)| *ns as u64).sum();
+                estimated.advance(self.domain.package, at_ns, busy_ns)
+            }
+        };
+        match outcome {
             Outcome::First => self.gathered.clear(),
-            Outcome::Missing(reason) => {
-                self.miss(reason, length);
+            Outcome::Missing(_) => {
                 self.gathered.add(users);
+                self.gathered_ns = at_ns;
             }
             Outcome::Energy { from_ns, to_ns, joules } => {
                 let time = Seconds::from_ns(to_ns.saturating_sub(from_ns));
-                if self.gathered.is_empty() {
-                    self.enter(Window { energy: joules, time }, users, idle_to, recent);
-                } else {
-                    let mut gathered = std::mem::take(&mut self.gathered);
-                    gathered.add(users);
-                    let window = Window { energy: joules, time };
-                    self.enter(window, gathered.users(), idle_to, recent);
+                let window = Window { energy: joules, time };
+                let mut gathered = std::mem::take(&mut self.gathered);
+                // What was gathered before the span began is of one whose energy is not known.
+                if gathered.is_empty() || from_ns >= self.gathered_ns {
+                    return self.enter(window, users, idle_to, recent);
                 }
+                gathered.add(users);
+                self.enter(window, gathered.users(), idle_to, recent);
             }
+        }
+    }
+
+    /// There will be no more readings: what still waited for another one is believed now.
+    pub(super) fn finish(&mut self, idle_to: IdleTo, recent: Option<&mut Recent>) {
+        let Source::Counter(counter) = &mut self.source else { return };
+        if let Some(Outcome::Energy { from_ns, to_ns, joules }) = counter.finish(&self.domain) {
+            let time = Seconds::from_ns(to_ns.saturating_sub(from_ns));
+            let mut gathered = std::mem::take(&mut self.gathered);
+            self.enter(Window { energy: joules, time }, gathered.users(), idle_to, recent);
         }
     }
 
@@ -181,49 +242,11 @@ impl CpuDomain {
         self.ledger.fold(user, into);
     }
 
-    fn miss(&mut self, reason: Reason, length: Seconds) {
-        if length <= Seconds(0.0) {
-            return;
-        }
-        let missing = self.missing.entry(reason.why()).or_default();
-        missing.windows += 1;
-        missing.seconds += length.0;
-        if let Reason::TooMuch(watts) = reason
-            && watts > missing.worst
-        {
-            missing.worst = watts;
-        }
-    }
-
     /// A sentence for each reason why energy is missing.
-    pub(super) fn warnings(&self) -> impl Iterator<Item = String> {
-        let domain = &self.domain;
-        self.missing.iter().map(move |(why, missing)| {
-            let Missing { windows, seconds, worst } = missing;
-            let plural = if *windows == 1 { "" } else { "s" };
-            let limit = if worst.0 > 0.0 {
-                format!(" ({:.0} W; at most {:.0} W)", worst.0, domain.max_watts)
-            } else {
-                String::new()
-            };
-            format!(
-                "{}: {windows} window{plural}, {seconds:.3} s in all, left out of every energy \
-                 figure (mean power, which is over the whole run, is too low for it): {why}{limit}",
-                domain.name
-            )
-        })
-    }
-}
-
-impl Reason {
-    fn why(self) -> &'static str {
-        match self {
-            Self::Unread => "the counter could not be read",
-            Self::MoreWraps => "the counter may have wrapped more than once between two readings",
-            Self::WentBack => "the counter was reset",
-            Self::Disorder => "its readings are not in the order of time",
-            Self::TooMuch(_) => "the counter jumped by more than the hardware can draw",
-            Self::OutOfRange => "the counter showed a value beyond its range",
+    pub(super) fn warnings(&self) -> Vec<String> {
+        match &self.source {
+            Source::Counter(counter) => counter.sentences(&self.domain),
+            Source::Estimate(_) => Vec::new(),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::roster::Roster;
 use super::window::Recent;
-use super::{Known, known_static_power};
+use super::{Known, given_static_power};
 use crate::base::{Component, Joules, Seconds, User};
 use crate::energy::attribute::{IdleTo, Window};
 use crate::energy::ledger::DomainLedger;
@@ -71,7 +71,7 @@ const METHODS: [GpuMethod; 4] =
 
 impl GpuDomain {
     pub(super) fn new(uuid: &str, header: &Header) -> Self {
-        let (watts, beforehand) = known_static_power(uuid, header).unzip();
+        let (watts, beforehand) = given_static_power(uuid, header).unzip();
         Self {
             uuid: uuid.to_owned(),
             model: PowerModel::new(watts, Grain::GPU),

@@ -11,6 +11,7 @@ mod warnings;
 mod window;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 pub(crate) use self::roster::{Member, Roster};
 pub(crate) use self::totals::{Sums, Totals};
@@ -21,11 +22,12 @@ use self::gpu::GpuDomain;
 use self::window::Recent;
 use crate::base::{Seconds, User, Watts};
 use crate::energy::attribute::IdleTo;
+use crate::energy::estimate::Estimate;
 pub(crate) use crate::energy::ledger::Bill;
 use crate::energy::ledger::DomainLedger;
 use crate::energy::model::StaticPower;
 use crate::event::settings::IdlePolicy;
-use crate::event::sources::StaticPowerKind;
+use crate::event::sources::{CpuEnergyKind, StaticPowerKind};
 use crate::event::{Event, GpuWindow, Header, Sample};
 
 /// Distinct warnings that are kept word for word; of more, only the number is.
@@ -46,6 +48,8 @@ pub(crate) struct Books {
     usage: PackageUsage,
     cpu: Vec<CpuDomain>,
     gpus: Vec<GpuDomain>,
+    /// What the CPU's energy is worked out from where it is not measured.
+    estimate: Option<Arc<Estimate>>,
     /// `None` where nobody asks for windows.
     recent: Option<Recent>,
     warnings: Vec<String>,
@@ -62,7 +66,12 @@ struct Clock {
 impl Books {
     /// The books of the run that `header` describes. Windows are kept only where they are wanted.
     pub(crate) fn open(header: Header, windows: bool) -> Self {
-        let cpu = header.domains.iter().map(|domain| CpuDomain::new(domain, &header)).collect();
+        let is_estimate = header.sources.cpu_energy.kind == CpuEnergyKind::Estimate;
+        let estimate = header.cpu.as_ref().filter(|_| is_estimate).and_then(Estimate::of);
+        let estimate = estimate.map(Arc::new);
+        let domains = header.domains.iter();
+        let cpu =
+            domains.map(|domain| CpuDomain::new(domain, &header, estimate.as_ref())).collect();
         let devices = &header.sources.gpu_energy.devices;
         let gpus = devices.iter().map(|device| GpuDomain::new(&device.uuid, &header)).collect();
         Self {
@@ -70,6 +79,7 @@ impl Books {
             usage: PackageUsage::new(header.packages.len()),
             cpu,
             gpus,
+            estimate,
             header,
             clock: None,
             samples: 0,
@@ -132,7 +142,6 @@ impl Books {
             }
             Some(clock) => Clock { newest_ns: now, ..clock },
         };
-        let length = Seconds::from_ns(now - self.clock.map_or(now, |clock| clock.newest_ns));
         self.clock = Some(clock);
         self.samples += 1;
         if let Some(recent) = &mut self.recent {
@@ -144,7 +153,7 @@ impl Books {
         for (index, domain) in self.cpu.iter_mut().enumerate() {
             let reading = sample.energy.get(index).copied().flatten();
             let users = self.usage.of(domain.package());
-            domain.advance(reading, users, length, idle_to, self.recent.as_mut());
+            domain.advance(now, reading, users, idle_to, self.recent.as_mut());
         }
         let idle_to = self.gpu_idle_to();
         for gpu in &mut self.gpus {
@@ -171,6 +180,19 @@ impl Books {
         gpu.take(window, &self.roster);
         if let Some(clock) = self.clock {
             gpu.settle(clock.first_ns, clock.newest_ns, idle_to, self.recent.as_mut());
+        }
+    }
+
+    /// Which figures an estimate of the CPU's energy rests on, in words.
+    pub(crate) fn basis(&self) -> Option<&str> {
+        self.estimate.as_deref().map(Estimate::basis)
+    }
+
+    /// There will be no more events: what waited for another reading is believed now.
+    pub(crate) fn finish(&mut self) {
+        let idle_to = idle_to(self.header.settings.idle);
+        for domain in &mut self.cpu {
+            domain.finish(idle_to, self.recent.as_mut());
         }
     }
 
@@ -212,15 +234,20 @@ pub(crate) struct Known<'a> {
     pub(crate) beforehand: Option<StaticPowerKind>,
 }
 
-/// The static power of `domain` that was known before the run, and how: from the user, or from the
-/// model that an estimate rests on.
-fn known_static_power(domain: &str, header: &Header) -> Option<(Watts, StaticPowerKind)> {
-    let sane = |watts: &f64| watts.is_finite() && *watts >= 0.0;
-    if let Some(&watts) = header.settings.static_watts.get(domain).filter(|watts| sane(watts)) {
-        return Some((Watts(watts), StaticPowerKind::Given));
-    }
+/// The static power of `domain` that the user gave.
+fn given_static_power(domain: &str, header: &Header) -> Option<(Watts, StaticPowerKind)> {
+    let watts = *header.settings.static_watts.get(domain)?;
+    is_amount(watts).then_some((Watts(watts), StaticPowerKind::Given))
+}
+
+/// That of an estimate in a recording of the first format, whose energy is recorded as a counter's.
+fn recorded_estimate(domain: &str, header: &Header) -> Option<(Watts, StaticPowerKind)> {
     let source = &header.sources.static_power;
-    let estimate = source.kind == StaticPowerKind::Estimate;
-    let watts = source.watts.get(domain).copied().flatten().filter(|watts| estimate && sane(watts));
-    watts.map(|watts| (Watts(watts), StaticPowerKind::Estimate))
+    let watts = source.watts.get(domain).copied().flatten()?;
+    let known = source.kind == StaticPowerKind::Estimate && is_amount(watts);
+    known.then_some((Watts(watts), StaticPowerKind::Estimate))
+}
+
+fn is_amount(value: f64) -> bool {
+    value.is_finite() && value >= 0.0
 }

@@ -101,6 +101,8 @@ impl Roster {
     pub(super) fn end(&mut self, id: WorkloadId) -> Option<(WorkloadId, WorkloadId)> {
         let member = self.members.get_mut(&id).filter(|member| !member.ended)?;
         member.ended = true;
+        // Should it come back, its time begins again.
+        member.seen_ns = Vec::new();
         self.ended.push_back(id);
         if self.ended.len() <= MOST_ENDED {
             return None;

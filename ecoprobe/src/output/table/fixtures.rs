@@ -123,6 +123,7 @@ pub(crate) fn header() -> Header {
         version: "0".into(),
         start: "2026-01-02T03:04:05Z".into(),
         host: sources::Host { name: "n".into(), kernel: "6".into(), cpus: 2, packages: 1 },
+        cpu: None,
         sources: sources::Sources {
             cpu_time: sources::CpuTimeSource::ebpf("tp_btf/sched_switch", "v2"),
             cpu_energy: sources::CpuEnergySource::default(),

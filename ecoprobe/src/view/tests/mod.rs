@@ -41,6 +41,7 @@ fn header(packages: usize, domains: Vec<Domain>) -> Header {
         version: "0".to_owned(),
         start: "2025-01-01T00:00:00Z".to_owned(),
         host: Host { name: "host".into(), kernel: "6.1".into(), cpus: 8 * packages, packages },
+        cpu: None,
         sources: Sources {
             cpu_time: CpuTimeSource::ebpf("tp_btf/sched_switch", "v2"),
             cpu_energy: CpuEnergySource {
@@ -123,6 +124,7 @@ fn workload(name: &str) -> Workload {
 }
 
 fn report(session: &mut Session) -> Report {
+    session.books.finish();
     super::report(&mut session.books, Own::default())
 }
 
