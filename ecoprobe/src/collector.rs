@@ -90,7 +90,7 @@ pub struct Collector {
     gpu_events: Vec<Event>,
     ended: Vec<WorkloadId>,
     /// What was found while opening.
-    warnings: Vec<String>,
+    found: Vec<Event>,
     collect_ns: Histogram<u64>,
     longest_interval: Option<Duration>,
     refused_workloads: usize,
@@ -99,11 +99,11 @@ pub struct Collector {
 
 impl Collector {
     /// Opens every meter and attaches the probe. Nothing is told before [`Collector::begin`].
-    /// `expected` is about how many workloads there will be at a time.
+    /// What `began` is known to all from the first look on.
     pub fn open(
         options: &Options,
         hierarchy: &Hierarchy,
-        expected: usize,
+        began: Vec<Change>,
     ) -> anyhow::Result<(Self, Header)> {
         let roots = &options.roots;
         let cpus = aya::util::nr_cpus().map_err(|(path, error)| {
@@ -119,7 +119,7 @@ impl Collector {
         }
 
         let most = options.max_workloads.unwrap_or_else(|| {
-            USUAL_WORKLOADS.max(u32::try_from(expected * 2).unwrap_or(u32::MAX))
+            USUAL_WORKLOADS.max(u32::try_from(began.len() * 2).unwrap_or(u32::MAX))
         });
         let hierarchy_id = hierarchy.id(Path::new("/proc")).ok_or_else(|| {
             Error::Cannot(format!("/proc/self/cgroup does not mention {hierarchy}"))
@@ -134,7 +134,16 @@ impl Collector {
             exits: options.gpu_energy != GpuEnergyChoice::None,
             hook: None,
         })?;
+        // Before the GPU meter takes its first look at who is on a device.
         let watched = Watched::default();
+        let (mut refused_workloads, mut events) = (0, Vec::new());
+        for change in began {
+            if select(&mut probe, &watched, &change)? {
+                events.extend(change.workload().map(Event::Workload));
+            } else {
+                refused_workloads += 1;
+            }
+        }
         let gpu = open_gpu(options, hierarchy, &watched, probe.take_exits())?;
         if gpu.meter.is_some() {
             probe.watch_exits()?;
@@ -174,11 +183,17 @@ impl Collector {
             readings: Vec::new(),
             gpu_events: Vec::new(),
             ended: Vec::new(),
-            warnings: energy.notes.into_iter().chain(gpu.warnings).collect(),
+            found: energy
+                .notes
+                .into_iter()
+                .chain(gpu.warnings)
+                .map(|message| Event::Warning { message })
+                .chain(events)
+                .collect(),
             // Up to a minute, to three digits.
             collect_ns: Histogram::new_with_max(60_000_000_000, 3)
                 .context("cannot make a histogram")?,
-            refused_workloads: 0,
+            refused_workloads,
             seen_lost_events: 0,
         };
         Ok((collector, header))
@@ -191,26 +206,17 @@ impl Collector {
 
     /// Tells what was found while opening.
     pub fn begin(&mut self, emit: &mut dyn FnMut(&Event)) {
-        for message in std::mem::take(&mut self.warnings) {
-            emit(&Event::Warning { message });
+        for event in std::mem::take(&mut self.found) {
+            emit(&event);
         }
     }
 
     /// Takes in what became of a workload. Beyond the capacity its time stays in `other`, and the
     /// report says so.
     pub fn apply(&mut self, change: Change, emit: &mut dyn FnMut(&Event)) -> anyhow::Result<()> {
-        match &change {
-            Change::Began(workload) | Change::Moved { workload } => {
-                if !self.probe.begin(workload.id, workload.cgroup_id)? {
-                    self.refused_workloads += 1;
-                    return Ok(());
-                }
-            }
-            Change::Renamed(_) => {}
-            Change::Gone { cgroup_id, .. } => self.probe.end(*cgroup_id),
-        }
-        self.watched.apply(&change);
-        if let Some(workload) = change.workload() {
+        if !select(&mut self.probe, &self.watched, &change)? {
+            self.refused_workloads += 1;
+        } else if let Some(workload) = change.workload() {
             emit(&Event::Workload(workload));
         }
         Ok(())
@@ -327,6 +333,21 @@ impl Collector {
             ..host::own::so_far()
         }
     }
+}
+
+/// Has everybody who reads follow a change. `false`: there is no room for it.
+fn select(probe: &mut Probe, watched: &Watched, change: &Change) -> Result<bool, Error> {
+    match change {
+        Change::Began(workload) | Change::Moved { workload } => {
+            if !probe.begin(workload.id, workload.cgroup_id)? {
+                return Ok(false);
+            }
+        }
+        Change::Renamed(_) => {}
+        Change::Gone { cgroup_id, .. } => probe.end(*cgroup_id),
+    }
+    watched.apply(change);
+    Ok(true)
 }
 
 /// How the energy counters answer.

@@ -83,7 +83,7 @@ impl Measurement {
     pub(super) fn start(
         config: &Measure,
         (mut collector, header): (Collector, Header),
-        workloads: Vec<Change>,
+        rows: usize,
         output: Box<dyn Output>,
         signals: Signals,
     ) -> anyhow::Result<Self> {
@@ -94,12 +94,9 @@ impl Measurement {
             notes_in_report: output::shows_notes(&config.output),
             pace: Pace::Live,
         };
-        let mut pipeline = Pipeline::open(header, consumers, workloads.len())?;
+        let mut pipeline = Pipeline::open(header, consumers, rows)?;
         let emit = &mut |event: &Event| pipeline.event(event);
         collector.begin(emit);
-        for began in workloads {
-            collector.apply(began, emit)?;
-        }
         collector.tick(Last::No, true, emit);
 
         let now = Instant::now();

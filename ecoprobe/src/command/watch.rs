@@ -31,7 +31,7 @@ async fn measure(
     let workloads = selection.start();
     let opened = Collector::open(&config.measure.collect, &selection.hierarchy, workloads.len())?;
     let warnings = std::mem::take(&mut selection.warnings);
-    let mut run = Measurement::start(&config.measure, opened, workloads, output, signals)?;
+    let mut run = Measurement::start(&config.measure, opened, rows, output, signals)?;
     for warning in warnings {
         run.warn(warning);
     }

@@ -60,8 +60,8 @@ async fn measure(
 ) -> anyhow::Result<ExitCode> {
     let signals = Signals::listen()?;
     let began = Change::Began(scope.workload(&name(config)));
-    let opened = Collector::open(&config.measure.collect, scope.hierarchy(), 1)?;
-    let mut run = Measurement::start(&config.measure, opened, vec![began], output, signals)?;
+    let opened = Collector::open(&config.measure.collect, scope.hierarchy(), vec![began])?;
+    let mut run = Measurement::start(&config.measure, opened, 1, output, signals)?;
     let mut child = match Child::spawn(&config.command, &scope, for_command) {
         Ok(child) => child,
         Err(error) => {

@@ -73,7 +73,8 @@ fn an_end_keeps_the_row_and_a_return_goes_on_with_it() {
     session.sample(&at(2, times(&[&[]], &[]), &[20.0]));
     assert_eq!(report(&mut session).workloads[0].cpu_seconds, 1.0);
     session.apply(&named(1, "a", 11));
-    session.sample(&at(3, times(&[&[(1, 1.5)]], &[]), &[30.0]));
+    // It comes back, and its time begins again.
+    session.sample(&at(3, times(&[&[(1, 0.5)]], &[]), &[30.0]));
     let report = report(&mut session);
     assert_adds_up(&report);
     assert_eq!(report.workloads.len(), 1);
