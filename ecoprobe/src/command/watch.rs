@@ -29,7 +29,8 @@ async fn measure(
 ) -> anyhow::Result<ExitCode> {
     let signals = Signals::listen()?;
     let workloads = selection.start();
-    let opened = Collector::open(&config.measure.collect, &selection.hierarchy, workloads.len())?;
+    let rows = workloads.len();
+    let opened = Collector::open(&config.measure.collect, &selection.hierarchy, workloads)?;
     let warnings = std::mem::take(&mut selection.warnings);
     let mut run = Measurement::start(&config.measure, opened, rows, output, signals)?;
     for warning in warnings {
