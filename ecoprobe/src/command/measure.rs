@@ -32,15 +32,15 @@ pub(super) struct Measurement {
     /// While ticks are waited for and taken. To begin it and to end it are system calls: it lasts from
     /// one to the next where nothing else is to be done.
     undisturbed: Option<Undisturbed>,
-    end: Option<Instant>,
+    asked: Option<Instant>,
 }
 
 /// Why the loop woke up.
 pub(super) enum Wake {
     Tick,
     Deadline,
-    /// Everything that was watched has been gone for long enough.
-    Over,
+    /// The time has come that was asked for.
+    Asked,
     Signal(Signal),
     Cgroups(CgroupChanges),
 }
@@ -74,7 +74,7 @@ impl Measurement {
             signals,
             cgroup_events,
             undisturbed: None,
-            end: None,
+            asked: None,
         };
         run.show_notes();
         Ok(run)
@@ -84,10 +84,10 @@ impl Measurement {
         &mut self.collector
     }
 
-    /// CLOCK_MONOTONIC nanoseconds when there will be nothing left to wait for.
-    pub(super) fn set_end(&mut self, at_ns: Option<u64>) {
+    /// To wake up once at that time, CLOCK_MONOTONIC nanoseconds.
+    pub(super) fn wake_at(&mut self, at_ns: Option<u64>) {
         let left = at_ns.map(|at| Duration::from_nanos(at.saturating_sub(monotonic_ns())));
-        self.end = left.map(|left| Instant::now() + left);
+        self.asked = left.map(|left| Instant::now() + left);
     }
 
     /// Waits for the next thing to happen.
@@ -95,7 +95,7 @@ impl Measurement {
         let deadline =
             self.deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(86_400));
         let has_deadline = self.deadline.is_some();
-        let (end, has_end) = (self.end.unwrap_or(deadline), self.end.is_some());
+        let (asked, is_asked) = (self.asked.unwrap_or(deadline), self.asked.is_some());
         // Begun here, where time does not matter: the tick is on time, and done in one go.
         self.undisturbed.get_or_insert_with(Undisturbed::begin);
         let wake = tokio::select! {
@@ -103,7 +103,7 @@ impl Measurement {
             signal = self.signals.next() => Wake::Signal(signal),
             () = tokio::time::sleep_until(deadline), if has_deadline => Wake::Deadline,
             _ = self.ticker.tick() => Wake::Tick,
-            () = tokio::time::sleep_until(end), if has_end => Wake::Over,
+            () = tokio::time::sleep_until(asked), if is_asked => Wake::Asked,
             ready = self.cgroup_events.readable() => {
                 ready.context("cannot wait for the probe's events")?.clear_ready();
                 Wake::Cgroups(self.collector.cgroup_events())

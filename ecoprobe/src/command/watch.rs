@@ -41,7 +41,7 @@ async fn measure(
 
     let mut run = Measurement::start(&args.measure, collector, output, signals)?;
     while !selection.is_over() {
-        run.set_end(selection.over_at());
+        run.wake_at(selection.wake_at());
         match run.next().await? {
             Wake::Tick => {
                 run.tick();
@@ -58,7 +58,11 @@ async fn measure(
                     run.collector().apply(change)?;
                 }
             }
-            Wake::Over => {}
+            Wake::Asked => {
+                for change in selection.update(&[], &[], false) {
+                    run.collector().apply(change)?;
+                }
+            }
             Wake::Deadline => break,
             Wake::Signal(Signal::SIGUSR1 | Signal::SIGUSR2) => {}
             Wake::Signal(_) => break,

@@ -64,7 +64,7 @@ async fn until_it_ends(run: &mut Measurement, child: &mut Child) -> anyhow::Resu
         match wake {
             Wake::Tick => run.tick(),
             Wake::Signal(signal) => child.forward(signal)?,
-            Wake::Cgroups(_) | Wake::Over => {}
+            Wake::Cgroups(_) | Wake::Asked => {}
             Wake::Deadline => {
                 child.forward(Signal::SIGTERM)?;
                 let Ok(status) = tokio::time::timeout(GRACE, child.wait()).await else {
