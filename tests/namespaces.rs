@@ -241,6 +241,22 @@ fn a_command_stays_in_its_callers_cgroup() {
         let found = text.lines().any(|line| line.starts_with(&expected));
         assert!(found, "{expected}: {text}{}", String::from_utf8_lossy(&output.stderr));
     }
+    // Where ours takes no more, the nearest above does, but none above the namespace's.
+    std::fs::write(agent.path().join("cgroup.max.descendants"), "1").unwrap();
+    let output = inside(agent.path(), &format!("exec {run}"), &command);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let expected = format!("0::{}/ecoprobe-run-", top.cgroup());
+    assert!(text.lines().any(|line| line.starts_with(&expected)), "{text}");
+    // Nor in another hierarchy, of which the namespace's root is the root.
+    let script = format!(
+        "exec unshare -C -m sh -c 'for m in $(grep \" cgroup \" /proc/mounts | cut -d\" \" -f2); \
+         do umount $m; done; exec {run}' sh \"$@\""
+    );
+    let output = inside(agent.path(), &script, &command);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{text}");
+    assert!(text.contains("cgroup.max.descendants"), "{text}");
+    std::fs::write(agent.path().join("cgroup.max.descendants"), "max").unwrap();
     // A mount that shows another part of the tree alone: not there, without being told to.
     let beside = top.child("beside");
     let script = format!(

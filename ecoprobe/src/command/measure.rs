@@ -33,8 +33,8 @@ pub(super) struct Measurement {
     /// While ticks are waited for and taken. To begin it and to end it are system calls: it lasts from
     /// one to the next where nothing else is to be done.
     undisturbed: Option<Undisturbed>,
-    /// When there is nothing left to wait for.
-    over: Option<Instant>,
+    /// When to wake up besides.
+    asked: Option<Instant>,
 }
 
 /// Counters are read as often as they need; windows end as often as was asked for.
@@ -71,8 +71,8 @@ pub(super) enum Wake {
     /// With the time at which it was due.
     Tick(Instant),
     Deadline,
-    /// Everything that was watched has been gone for long enough.
-    Over,
+    /// The time has come that was asked for.
+    Asked,
     Signal(Signal),
     Cgroups(CgroupChanges),
 }
@@ -117,7 +117,7 @@ impl Measurement {
             signals,
             cgroup_events,
             undisturbed: None,
-            over: None,
+            asked: None,
         })
     }
 
@@ -129,10 +129,10 @@ impl Measurement {
         Ok(())
     }
 
-    /// Says when there will be nothing left to wait for, CLOCK_MONOTONIC nanoseconds.
-    pub(super) fn over_at(&mut self, at_ns: Option<u64>) {
+    /// Asks to be woken at a time, CLOCK_MONOTONIC nanoseconds.
+    pub(super) fn wake_at(&mut self, at_ns: Option<u64>) {
         let left = at_ns.map(|at| Duration::from_nanos(at.saturating_sub(monotonic_ns())));
-        self.over = left.map(|left| Instant::now() + left);
+        self.asked = left.map(|left| Instant::now() + left);
     }
 
     pub(super) fn warn(&mut self, message: String) {
@@ -144,14 +144,14 @@ impl Measurement {
         let deadline =
             self.deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(86_400));
         let has_deadline = self.deadline.is_some();
-        let (over, has_over) = (self.over.unwrap_or(deadline), self.over.is_some());
+        let (asked, has_asked) = (self.asked.unwrap_or(deadline), self.asked.is_some());
         // Begun here, where time does not matter: the tick is on time, and done in one go.
         self.undisturbed.get_or_insert_with(Undisturbed::begin);
         let wake = tokio::select! {
             biased;
             signal = self.signals.next() => Wake::Signal(signal),
             () = tokio::time::sleep_until(deadline), if has_deadline => Wake::Deadline,
-            () = tokio::time::sleep_until(over), if has_over => Wake::Over,
+            () = tokio::time::sleep_until(asked), if has_asked => Wake::Asked,
             due = self.ticker.tick() => Wake::Tick(due),
             ready = self.cgroup_events.readable() => {
                 ready.context("cannot wait for the probe's events")?.clear_ready();

@@ -40,7 +40,7 @@ async fn measure(
     run.apply(selection.update(&[], &[], true))?;
 
     while !selection.is_over() {
-        run.over_at(selection.over_at());
+        run.wake_at(selection.wake_at());
         match run.next().await? {
             Wake::Tick(due) => {
                 run.tick(due);
@@ -53,7 +53,8 @@ async fn measure(
                 run.apply(selection.update(&changes.made, &changes.removed, changes.lost))?;
             }
             Wake::Deadline => break,
-            Wake::Over | Wake::Signal(Signal::SIGUSR1 | Signal::SIGUSR2) => {}
+            Wake::Asked => run.apply(selection.update(&[], &[], false))?,
+            Wake::Signal(Signal::SIGUSR1 | Signal::SIGUSR2) => {}
             Wake::Signal(_) => break,
         }
     }

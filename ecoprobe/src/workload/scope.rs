@@ -37,8 +37,9 @@ pub struct Scope {
 
 impl Scope {
     /// Makes it below this process's own cgroup, so that the limits and the delegation that hold
-    /// for us hold for the command; below the nearest ancestor where that cannot be; in a v1
-    /// hierarchy for CPU time where there is no v2.
+    /// for us hold for the command; below the nearest ancestor where that cannot be, but not above
+    /// the root of this process's cgroup namespace; in a v1 hierarchy for CPU time where there is no
+    /// v2.
     pub fn create(roots: &Roots) -> Result<Self, Error> {
         let hierarchies = Hierarchies::find(roots)?;
         let mut refused: Option<Error> = None;
@@ -50,7 +51,9 @@ impl Scope {
                     continue;
                 }
             };
-            for parent in own.ancestors() {
+            // Up to the root of our cgroup namespace: above it is not the container's.
+            let top = hierarchy.namespace().unwrap_or_default();
+            for parent in own.ancestors().take_while(|parent| parent.starts_with(&top)) {
                 match Self::create_in(hierarchy, parent) {
                     Ok(scope) => return Ok(scope),
                     // The nearest one's reason is the one to mend.

@@ -95,6 +95,8 @@ pub struct Selection {
     /// Said to be made and not found yet, and how often to look again.
     pending: Vec<(u64, u8)>,
     looks: u8,
+    /// CLOCK_MONOTONIC when, nanoseconds.
+    look_at: Option<u64>,
     /// The last one that was looked at for a new path.
     checked: u64,
     /// CLOCK_MONOTONIC since when there has been no cgroup, nanoseconds.
@@ -148,6 +150,7 @@ impl Selection {
             ends: 0,
             pending: Vec::new(),
             looks: 0,
+            look_at: None,
             checked: 0,
             gone_since: None,
         }
@@ -177,8 +180,9 @@ impl Selection {
     }
 
     /// What follows from cgroups that were made and removed, by their ids, each in the order of
-    /// events. A cgroup may be in both. `lost`: there were more. To be called at every tick as well,
-    /// with nothing: a cgroup that was said to be made may not be found at once.
+    /// events. A cgroup may be in both. `lost`: there were more. To be called with nothing as well, at
+    /// every tick and at [`wake_at`](Self::wake_at): a cgroup that was said to be made may not be found
+    /// at once.
     pub fn update(&mut self, made: &[u64], removed: &[u64], lost: bool) -> Vec<Change> {
         let mut news = Vec::new();
         let mut pods = LazyPods::default();
@@ -200,11 +204,18 @@ impl Selection {
             self.match_globs(made, removed, lost, &mut pods, &mut news);
         }
         self.forget();
+        self.look_at = self.next_look();
         self.gone_since = match self.living.is_empty() {
             true => self.gone_since.or_else(|| Some(monotonic_ns())),
             false => None,
         };
         news
+    }
+
+    /// When [`update`](Self::update) wants to be called again although nothing was told, CLOCK_MONOTONIC
+    /// nanoseconds: to look once more for what was said to be made, or because it will be over then.
+    pub fn wake_at(&self) -> Option<u64> {
+        [self.look_at, self.over_at()].into_iter().flatten().min()
     }
 
     /// Whether all that was named is gone, for longer than a restart takes, and no glob can match
@@ -218,6 +229,18 @@ impl Selection {
     pub fn over_at(&self) -> Option<u64> {
         let since = self.gone_since.filter(|_| self.globs.is_empty())?;
         Some(since.saturating_add(GRACE_NS))
+    }
+
+    /// When to look again. In a moment it is there, unless whoever makes it was stopped in the middle.
+    fn next_look(&self) -> Option<u64> {
+        let scans = self.handles.is_none() && self.has_globs();
+        let wanted = !self.vacant.is_empty() || !self.pending.is_empty() || scans;
+        let pause = match self.looks {
+            0 => return None,
+            1 => 10_000_000,
+            _ => 1_000_000,
+        };
+        wanted.then(|| monotonic_ns().saturating_add(pause))
     }
 
     /// A cgroup of a workload is there.

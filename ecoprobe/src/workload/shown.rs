@@ -98,9 +98,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_name_comes_back(bytes in proptest::collection::vec(
-            prop_oneof![any::<u8>(), prop::sample::select(b"\\x5cf8".to_vec())], 0..24,
+        fn every_name_comes_back(parts in proptest::collection::vec(
+            prop_oneof![
+                proptest::collection::vec(any::<u8>(), 1..3),
+                prop::sample::select(vec!["\\", "\\x", "5c", "ff", "8", "é"]).prop_map(Vec::from),
+            ],
+            0..12,
         )) {
+            let bytes = parts.concat();
             let name = OsStr::from_bytes(&bytes);
             let back = parsed(&shown(name));
             prop_assert_eq!(back.as_os_str(), name);

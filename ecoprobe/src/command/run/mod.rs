@@ -98,7 +98,7 @@ async fn until_it_ends(run: &mut Measurement, child: &mut Child) -> anyhow::Resu
                     run.warn(format!("{signal} could not be passed on to the command: {error}"));
                 }
             }
-            Wake::Cgroups(_) | Wake::Over => {}
+            Wake::Cgroups(_) | Wake::Asked => {}
             Wake::Deadline => {
                 if let Err(error) = child.forward(Signal::SIGTERM) {
                     run.warn(format!("the command could not be ended: {error}"));

@@ -127,6 +127,28 @@ fn several_lives_in_one_batch_are_the_last_one() {
 }
 
 #[test]
+fn what_cannot_be_found_at_once_is_looked_for_again() {
+    // The kernel tells of a cgroup just before it can be found.
+    let mut host = Host::new(&["a"]);
+    let mut selection = host.select(&["a"]);
+    selection.start();
+    assert_eq!(selection.wake_at(), None);
+    let old = host.remove("a");
+    assert_eq!(told(&selection.update(&[7], &[old], false)), ["gone 1"]);
+    let (now, over) = (monotonic_ns(), selection.over_at().unwrap());
+    assert!(selection.wake_at().is_some_and(|at| at < over && at < now + 2_000_000));
+    host.make("a");
+    assert_eq!(told(&selection.update(&[], &[], false)), ["moved 1 a /a"]);
+    assert_eq!(selection.over_at(), None);
+    assert_eq!(selection.wake_at(), None);
+    // Not for ever.
+    let old = host.remove("a");
+    assert_eq!(selection.update(&[], &[old], false).len(), 1);
+    (0..LOOKS).for_each(|_| assert!(selection.update(&[], &[], false).is_empty()));
+    assert_eq!(selection.wake_at(), selection.over_at());
+}
+
+#[test]
 fn what_was_lost_is_looked_for() {
     let mut host = Host::new(&["a", "g/x", "g/y"]);
     let mut selection = host.select(&["a", "g/*"]);
