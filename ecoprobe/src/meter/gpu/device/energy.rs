@@ -77,7 +77,9 @@ impl Device {
             && self.stand_in_milliwatts() >= DRAWS_MW;
         if dead {
             self.source = Source::Power;
-            self.without = Some(Without::Motion);
+            // One that never said anything sensible is none.
+            let any = self.state.curve().last_count();
+            self.without = Some(if any.is_some() { Without::Motion } else { Without::Counter });
             let stand_in = self.state.stand_in.clone();
             self.state.counter.replace(stand_in);
         }
