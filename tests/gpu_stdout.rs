@@ -10,7 +10,7 @@ mod gpu;
 #[path = "sim/gpu_run.rs"]
 mod gpu_run;
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use fake_nvml::Scenario;
 use serde_json::Value;
@@ -92,7 +92,8 @@ fn a_closed_pipe_still_ends_the_run() {
     let machine = talkative(job.pid());
     let mut command = with_jobs(&machine.library(), &[&job]);
     command.args(["--duration", "5s", "--interval", "100ms", "--format", "jsonl"]);
-    let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    command.stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
     drop(child.stdout.take());
     assert_eq!(child.wait().unwrap().code(), Some(1));
 }

@@ -4,6 +4,8 @@ mod census;
 mod edge;
 mod energy;
 mod loss;
+#[cfg(test)]
+mod tests;
 
 pub(super) use self::energy::FIRST_MOVE_WITHIN;
 
