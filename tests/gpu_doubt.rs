@@ -18,7 +18,7 @@ use ecoprobe::event::{Event, GpuMethod, GpuWindow};
 use ecoprobe::meter::gpu::{GpuMeter, GpuOptions, PidOwner, Whose};
 use fake_nvml::{Device, Fault, Process, Scenario, Utilisation};
 
-use crate::gpu::{DRIVER_NOT_LOADED, GPU_IS_LOST, Machine, always, device, process};
+use crate::gpu::{DRIVER_NOT_LOADED, GPU_IS_LOST, Machine, NOT_FOUND, always, device, process};
 use crate::gpu_meter::{Run, near, pid_is_user, user};
 
 /// Holds what was measured to what was drawn.
@@ -88,6 +88,23 @@ fn a_power_that_can_be_is_believed() {
     let run = machine.run(1.5);
     check_measured(&run, &machine, 0.02);
     assert_eq!(run.warned("cannot be true"), 0, "{:?}", run.warnings);
+}
+
+#[test]
+fn samples_that_stop_coming_give_way_to_readings() {
+    let call = "nvmlDeviceGetSamples".into();
+    let none = Fault { call, code: NOT_FOUND, from_s: 0.8, ..Fault::default() };
+    let sampled = Device { refresh_ms: None, ..device(vec![always(2, 40.0)]) };
+    let machine = Machine::with_faults(vec![sampled], vec![none]);
+    let run = machine.run(5.5);
+    assert_eq!(run.warned("no new samples"), 1, "{:?}", run.warnings);
+    let stop_s = (run.stop_ns - run.start_ns) as f64 * 1e-9;
+    assert!(run.span(0).1 >= stop_s - 0.1, "{:?}", run.span(0));
+    // What lies in between is not known, and not made up.
+    let measured_s: f64 =
+        run.of(0).iter().map(|window| (window.to_ns - window.from_ns) as f64 * 1e-9).sum();
+    assert!((1.8..3.0).contains(&measured_s), "{measured_s}");
+    near("measured", run.books(0, 50.0).measured, 150.0 * measured_s, 0.01);
 }
 
 // ---- the energy counter --------------------------------------------------------------------------

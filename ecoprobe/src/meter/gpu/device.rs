@@ -93,6 +93,7 @@ pub(super) struct Device {
 /// What begins anew when a device comes back.
 #[derive(Debug)]
 struct State {
+    began_ns: u64,
     counter: Counter,
     /// The integral of power since the counter last moved: in case that it does not any more.
     stand_in: Curve,
@@ -119,6 +120,7 @@ struct State {
 impl State {
     fn new(most_watts: f64) -> Self {
         Self {
+            began_ns: monotonic_ns(),
             counter: Counter::new(most_watts),
             stand_in: Curve::new(most_watts),
             edge_ns: None,
