@@ -10,6 +10,7 @@ use fake_nvml::{Device, Fault, Process, Scenario};
 
 pub(crate) const GPU_IS_LOST: u32 = 15;
 pub(crate) const NO_PERMISSION: u32 = 4;
+pub(crate) const NOT_FOUND: u32 = 6;
 pub(crate) const DRIVER_NOT_LOADED: u32 = 9;
 
 /// Each has a library file of its own, so tests of one process can have many.

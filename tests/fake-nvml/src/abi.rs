@@ -110,6 +110,7 @@ struct Call {
     world: &'static World,
     s: f64,
     nonsense: bool,
+    value: Option<u64>,
     ahead_us: u64,
 }
 
@@ -131,7 +132,10 @@ impl Call {
         let ahead_us = fault.map_or(0, |fault| (fault.ahead_s * 1e6) as u64);
         match fault {
             Some(fault) if fault.code != SUCCESS && !nonsense => Err(fault.code),
-            _ => Ok(Self { world, s: world.now_s(), nonsense, ahead_us }),
+            fault => {
+                let value = fault.and_then(|fault| fault.value);
+                Ok(Self { world, s: world.now_s(), nonsense, value, ahead_us })
+            }
         }
     }
 
@@ -221,6 +225,54 @@ unsafe fn put_list<T>(
     Ok(())
 }
 
+/// An entry of the process lists of some 535 drivers: one more member than the header has.
+#[repr(C)]
+struct LargeProcessInfo {
+    usual: nvmlProcessInfo_t,
+    protected_memory: u64,
+}
+
+/// # Safety
+///
+/// `count` may be read and written; `infos` is null or has room for `*count` entries of the size
+/// that the scenario gives them, which the header does not.
+unsafe fn put_processes(
+    call: &Call,
+    device: &Device,
+    list: Vec<nvmlProcessInfo_t>,
+    infos: *mut nvmlProcessInfo_t,
+    count: *mut c_uint,
+) -> Result<(), nvmlReturn_t> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if device.entry_bytes == size_of::<nvmlProcessInfo_t>() {
+            return put_list(call, list, infos, count);
+        }
+        let large = |usual| LargeProcessInfo { usual, protected_memory: 0 };
+        put_list(call, list.into_iter().map(large).collect(), infos.cast(), count)
+    }
+}
+
+/// Writes to standard output in every way that a library has.
+fn print(text: &str) {
+    let line = format!("{text}\n");
+    let write = |line: &str| {
+        // SAFETY: the length is the text's.
+        unsafe { libc::write(1, line.as_ptr().cast(), line.len()) }
+    };
+    write(&line);
+    if let Ok(text) = std::ffi::CString::new(line.clone()) {
+        // SAFETY: a format that takes a string, and a string.
+        unsafe { libc::printf(c"%s".as_ptr(), text.as_ptr()) };
+    }
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(Duration::from_millis(20));
+            write(&line);
+        }
+    });
+}
+
 /// Declares exported functions whose body is a `Result`. All of them trust their pointers as the
 /// real ones do; what each pointer must be is in `nvml.h`.
 macro_rules! exports {
@@ -242,11 +294,16 @@ exports! {
         if WORLD.get().is_none() {
             let world = load().ok_or(nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED)?;
             let _ = WORLD.set(world);
+            if let Some(text) = WORLD.get().and_then(|world| world.scenario.prints.as_deref()) {
+                print(text);
+            }
         }
         Call::begin("nvmlInit", None).map(drop)
     }
 
     nvmlShutdown() {
+        let ms = WORLD.get().ok_or(UNINITIALIZED)?.scenario.shutdown_ms;
+        std::thread::sleep(Duration::from_secs_f64(ms / 1e3));
         Ok(())
     }
 
@@ -285,14 +342,15 @@ exports! {
     nvmlDeviceGetTotalEnergyConsumption(device: nvmlDevice_t, energy: *mut c_ulonglong) {
         let (call, device, _) = Call::on("nvmlDeviceGetTotalEnergyConsumption", device)?;
         let millijoules = device.counter_mj(call.s).ok_or(NOT_SUPPORTED)?;
-        put(energy, if call.nonsense { 1 << 60 } else { millijoules })
+        put(energy, if call.nonsense { 1 << 60 } else { call.value.unwrap_or(millijoules) })
     }
 
     nvmlDeviceGetPowerUsage(device: nvmlDevice_t, power: *mut c_uint) {
         let (call, device, _) = Call::on("nvmlDeviceGetPowerUsage", device)?;
         // The mean of the last second, as on Ampere and later.
         let watts = device.joules((call.s - 1.0).max(0.0), call.s) / call.s.clamp(1e-3, 1.0);
-        put(power, if call.nonsense { u32::MAX } else { (watts * 1e3) as c_uint })
+        let milliwatts = call.value.map_or((watts * 1e3) as c_uint, |value| value as c_uint);
+        put(power, if call.nonsense { u32::MAX } else { milliwatts })
     }
 
     nvmlDeviceGetFieldValues(device: nvmlDevice_t, count: c_int, values: *mut nvmlFieldValue_t) {
@@ -305,9 +363,23 @@ exports! {
             } else {
                 nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_INT
             };
-            field.value.uiVal = (device.watts(call.s) * 1e3) as c_uint;
+            let module = field.scopeId == NVML_POWER_SCOPE_MODULE;
+            let cpu_watts = device.cpu_watts.filter(|_| module).unwrap_or(0.0);
+            let milliwatts = ((device.watts(call.s) + cpu_watts) * 1e3) as c_uint;
+            field.value.uiVal = call.value.map_or(milliwatts, |value| value as c_uint);
         }
         Ok(())
+    }
+
+    nvmlDeviceGetPowerManagementLimitConstraints(
+        device: nvmlDevice_t,
+        least: *mut c_uint,
+        most: *mut c_uint
+    ) {
+        let (_, device, _) = Call::on("nvmlDeviceGetPowerManagementLimitConstraints", device)?;
+        let limit = device.limit_watts.ok_or(NOT_SUPPORTED)?;
+        put(least, 1000)?;
+        put(most, (limit * 1e3) as c_uint)
     }
 
     nvmlDeviceGetSamples(
@@ -358,7 +430,7 @@ exports! {
         infos: *mut nvmlProcessInfo_t
     ) {
         let (call, device, target) = Call::on("nvmlDeviceGetComputeRunningProcesses", device)?;
-        put_list(&call, processes(device, target, call.s, false), infos, count)
+        put_processes(&call, device, processes(device, target, call.s, false), infos, count)
     }
 
     nvmlDeviceGetGraphicsRunningProcesses_v3(
@@ -367,7 +439,7 @@ exports! {
         infos: *mut nvmlProcessInfo_t
     ) {
         let (call, device, target) = Call::on("nvmlDeviceGetGraphicsRunningProcesses", device)?;
-        put_list(&call, processes(device, target, call.s, true), infos, count)
+        put_processes(&call, device, processes(device, target, call.s, true), infos, count)
     }
 
     nvmlDeviceGetProcessUtilization(

@@ -14,6 +14,11 @@ pub struct Scenario {
     pub start_ns: Option<u64>,
     /// Every call takes at least this long.
     pub delay_ms: f64,
+    /// What the library writes to descriptor 1: at once while it starts, every 20 ms from a thread of
+    /// its own, and through stdio, which keeps it until the process ends.
+    pub prints: Option<String>,
+    /// `nvmlShutdown` takes this long.
+    pub shutdown_ms: f64,
     pub devices: Vec<Device>,
     pub faults: Vec<Fault>,
 }
@@ -32,6 +37,15 @@ pub struct Device {
     pub counter_start_mj: u64,
     /// The counter starts again from zero then.
     pub reset_s: Option<f64>,
+    /// The counter stands still from then on.
+    pub stops_s: Option<f64>,
+    /// What the CPU on the same module draws: the energy counter counts it too, and field 186 has a
+    /// scope. Without it the scope is ignored, as by drivers that do not know it.
+    pub cpu_watts: Option<f64>,
+    /// The highest power limit, watts, where the driver tells it.
+    pub limit_watts: Option<f64>,
+    /// Bytes of an entry in process lists: 24, or 32 as some 535 drivers have it.
+    pub entry_bytes: usize,
     /// Field 186.
     pub instant_power: bool,
     /// The driver keeps power samples.
@@ -68,6 +82,10 @@ impl Default for Device {
             refresh_ms: Some(20.0),
             counter_start_mj: 123_456_789,
             reset_s: None,
+            stops_s: None,
+            cpu_watts: None,
+            limit_watts: None,
+            entry_bytes: 24,
             instant_power: true,
             power_samples: true,
             utilisation: Utilisation::Samples,
@@ -131,6 +149,8 @@ pub struct Fault {
     /// It succeeds, with a count or length far beyond the buffer, a string without an end, or a
     /// number of all ones.
     pub nonsense: bool,
+    /// It succeeds with this number, of energy (millijoules) or power (milliwatts).
+    pub value: Option<u64>,
     /// It takes this much longer.
     pub delay_ms: f64,
     /// The time stamps of the samples that it gives are ahead of the clock.
@@ -146,6 +166,7 @@ impl Default for Fault {
             to_s: 1e9,
             code: 0,
             nonsense: false,
+            value: None,
             delay_ms: 0.0,
             ahead_s: 0.0,
         }
@@ -220,10 +241,14 @@ impl Device {
     /// What the energy counter shows.
     pub(crate) fn counter_mj(&self, s: f64) -> Option<u64> {
         let refresh = self.refresh_ms? / 1e3;
+        let s = s.min(self.stops_s.unwrap_or(f64::INFINITY));
         let refreshed = (s / refresh).floor() * refresh;
         Some(match self.reset_s {
             Some(reset) if s >= reset => (1e3 * self.joules(reset, refreshed.max(reset))) as u64,
-            _ => self.counter_start_mj + (1e3 * self.joules(0.0, refreshed.max(0.0))) as u64,
+            _ => {
+                let cpu = self.cpu_watts.unwrap_or(0.0) * refreshed.max(0.0);
+                self.counter_start_mj + (1e3 * (self.joules(0.0, refreshed.max(0.0)) + cpu)) as u64
+            }
         })
     }
 }

@@ -4,6 +4,8 @@ mod census;
 mod edge;
 mod energy;
 mod loss;
+#[cfg(test)]
+mod tests;
 
 pub(super) use self::energy::FIRST_MOVE_WITHIN;
 
@@ -91,6 +93,7 @@ pub(super) struct Device {
 /// What begins anew when a device comes back.
 #[derive(Debug)]
 struct State {
+    began_ns: u64,
     counter: Counter,
     /// The integral of power since the counter last moved: in case that it does not any more.
     stand_in: Curve,
@@ -117,6 +120,7 @@ struct State {
 impl State {
     fn new(most_watts: f64) -> Self {
         Self {
+            began_ns: monotonic_ns(),
             counter: Counter::new(most_watts),
             stand_in: Curve::new(most_watts),
             edge_ns: None,
@@ -387,22 +391,18 @@ fn choose(
     device: Handle,
     name: &str,
 ) -> Result<(Source, Option<Without>), Fault> {
-    /// A driver that has just been woken up may need a moment to make sense.
-    const TRIES: usize = 3;
-    let mut answers = (0..TRIES).map(|_| driver.energy(device));
-    let is_final = |answer: &Result<_, _>| !matches!(answer, Err(Fault::Nonsense(_)));
-    let counter = answers.find(is_final).unwrap_or_else(|| driver.energy(device));
-    match counter {
-        Ok(_) => {
-            let facts = facts(driver, device, name);
-            Ok(match counts_a_module(facts) {
-                true if power(driver, device).is_ok() => (Source::Power, Some(Without::Module)),
-                true => (Source::Counter, Some(Without::Module)),
-                false => (Source::Counter, None),
-            })
-        }
+    let counter = || match counts_a_module(facts(driver, device, name)) {
+        true if power(driver, device).is_ok() => (Source::Power, Some(Without::Module)),
+        true => (Source::Counter, Some(Without::Module)),
+        false => (Source::Counter, None),
+    };
+    match driver.energy(device) {
+        Ok(_) => Ok(counter()),
         // It may come back, and whether it has a counter is known only then.
-        Err(fault) if fault.remedy() == Remedy::Wait => Ok((Source::Counter, None)),
+        Err(fault) if fault.remedy() == Remedy::Wait => Ok(counter()),
+        // A driver that has just been woken up may need a moment to make sense: the first look at the
+        // counter will tell.
+        Err(Fault::Nonsense(_)) if power(driver, device).is_ok() => Ok(counter()),
         Err(fault) => match driver.samples(device, SampleKind::Power, 0) {
             Ok(samples) if !samples.is_empty() => Ok((Source::Samples, Some(Without::Counter))),
             _ if power(driver, device).is_ok() => Ok((Source::Power, Some(Without::Counter))),

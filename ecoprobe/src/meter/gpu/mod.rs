@@ -1,4 +1,4 @@
-//! GPU energy through NVML.
+//! GPU energy.
 //!
 //! NVML is slow and takes a lock that all its users share, so one thread does all the asking:
 //! energy and power often, who uses a device rarely. It publishes [`GpuWindow`]s; whoever drains

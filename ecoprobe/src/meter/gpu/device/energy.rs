@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::{Device, Question, Source, Without, power};
+use crate::base::monotonic_ns;
 use crate::meter::gpu::clock::Clock;
 use crate::meter::gpu::counter::Verdict;
 use crate::meter::gpu::curve::PowerStep;
@@ -77,7 +78,9 @@ impl Device {
             && self.stand_in_milliwatts() >= DRAWS_MW;
         if dead {
             self.source = Source::Power;
-            self.without = Some(Without::Motion);
+            // One that never said anything sensible is none.
+            let any = self.state.curve().last_count();
+            self.without = Some(if any.is_some() { Without::Motion } else { Without::Counter });
             let stand_in = self.state.stand_in.clone();
             self.state.counter.replace(stand_in);
         }
@@ -111,8 +114,11 @@ impl Device {
                 let since = Clock::now().not_ahead(self.state.power_since_us);
                 self.state.power_since_us = since;
                 match driver.samples(self.handle, SampleKind::Power, since) {
-                    Ok(samples) => return self.integrate(context, &samples),
-                    Err(fault) => fault,
+                    Ok(samples) if !samples.is_empty() => {
+                        return self.integrate(context, &samples);
+                    }
+                    Err(fault) if fault.remedy() != Remedy::Nothing => fault,
+                    _ => return self.miss_samples(context),
                 }
             }
             Source::Power => match power(driver, self.handle) {
@@ -212,6 +218,25 @@ impl Device {
         self.state.power_since_us = self.state.power_since_us.max(newest);
     }
 
+    /// There are no new samples: none yet, or none any more.
+    fn miss_samples<O: PidOwner>(&mut self, context: &mut Context<O>) {
+        let since_ns = self.state.curve().last_ns().unwrap_or(self.state.began_ns);
+        if monotonic_ns().saturating_sub(since_ns) < STILL_NS {
+            return;
+        }
+        let Ok(power) = power(&*context.driver, self.handle) else { return };
+        let uuid = &self.uuid;
+        context.warn_once(format!("samples {uuid}"), || {
+            format!(
+                "GPU {uuid} has no new samples of its power: from here on its power is read instead"
+            )
+        });
+        self.source = Source::Power;
+        self.change_curve(context, |state| {
+            state.counter.curve_mut().power_anew(power.ns, power.value);
+        });
+    }
+
     fn take_power<O: PidOwner>(&mut self, context: &mut Context<O>, power: Timed<f64>) {
         match self.state.counter.curve_mut().power(power.ns, power.value) {
             PowerStep::Taken => {}
@@ -253,20 +278,20 @@ impl Device {
             instant => instant,
         };
         let Some(Timed { ns, value }) = power else { return };
-        if value > self.most_watts * 1e3 {
-            return self.refuse_power(context, value);
+        let stand_in = &mut self.state.stand_in;
+        let step = match stand_in.first_ns() {
+            None if value <= self.most_watts * 1e3 => PowerStep::Broken,
+            None => PowerStep::Refused,
+            Some(_) => stand_in.power(ns, value),
+        };
+        match step {
+            PowerStep::Taken => {}
+            PowerStep::Broken => stand_in.power_anew(ns, value),
+            PowerStep::Refused => return self.refuse_power(context, value),
         }
         if instant.is_some() {
             self.state.power.0 += value;
             self.state.power.1 += 1;
-        }
-        match self.state.stand_in.first_ns() {
-            None => self.state.stand_in.power_anew(ns, value),
-            Some(_) => {
-                if self.state.stand_in.power(ns, value) == PowerStep::Broken {
-                    self.state.stand_in.power_anew(ns, value);
-                }
-            }
         }
     }
 
