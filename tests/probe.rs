@@ -20,9 +20,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::Duration;
 
-use ecoprobe::base::monotonic_ns;
-use ecoprobe::event::SLOT_OTHER;
-use ecoprobe::probe::{CpuTime, Hook, LoadOptions};
+use ecoprobe::base::id::User;
+use ecoprobe::base::{WorkloadId, monotonic_ns};
+use ecoprobe::event::CpuTimes;
+use ecoprobe::probe::{Hook, LoadOptions, Probe};
 
 use crate::cgroup::{TestCgroup, v2_mount};
 use crate::load::{Load, Shape};
@@ -37,24 +38,34 @@ fn quiet() -> MutexGuard<'static, ()> {
     QUIET.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-struct Probe {
-    cpu_time: CpuTime,
+/// The probe, and what it has told so far.
+struct Watch {
+    probe: Probe,
     cpus: usize,
+    times: CpuTimes,
+    ended: Vec<WorkloadId>,
+    /// Cumulative nanoseconds: other, idle, then workloads by id.
+    totals: Vec<u64>,
 }
 
-/// Cumulative nanoseconds by slot.
+const OTHER: usize = 0;
+const IDLE: usize = 1;
+const FIRST: usize = 2;
+
+/// Cumulative nanoseconds, as `Watch` has them.
 struct Reading {
     at_ns: u64,
-    slots: Vec<u64>,
+    totals: Vec<u64>,
 }
 
 impl Reading {
-    fn since(&self, start: &Self, slot: usize) -> u64 {
-        self.slots[slot].checked_sub(start.slots[slot]).expect("counters never go back")
+    fn since(&self, start: &Self, of: usize) -> u64 {
+        let before = start.totals.get(of).copied().unwrap_or(0);
+        self.totals[of].checked_sub(before).expect("counters never go back")
     }
 }
 
-impl Probe {
+impl Watch {
     fn v2(hook: Option<Hook>) -> Self {
         Self::load(hook, None, 0, 64, false)
     }
@@ -67,7 +78,7 @@ impl Probe {
         exits: bool,
     ) -> Self {
         let cpus = aya::util::nr_cpus().expect("the number of possible CPUs");
-        let cpu_time = CpuTime::load(LoadOptions {
+        let probe = Probe::load(LoadOptions {
             btf: Path::new("/sys/kernel/btf/vmlinux"),
             package_of_cpu: vec![Some(0); cpus],
             packages: 1,
@@ -78,22 +89,47 @@ impl Probe {
             hook,
         })
         .unwrap_or_else(|error| panic!("{error}"));
-        Self { cpu_time, cpus }
+        Self {
+            probe,
+            cpus,
+            times: CpuTimes::default(),
+            ended: Vec::new(),
+            totals: vec![0; FIRST],
+        }
     }
 
     fn attach(mut self) -> Self {
-        self.cpu_time.attach().unwrap_or_else(|error| panic!("{error}"));
+        self.probe.attach().unwrap_or_else(|error| panic!("{error}"));
         self
     }
 
+    /// Where its time stands.
     fn select(&mut self, cgroup: &TestCgroup) -> usize {
-        self.cpu_time.add_workload(cgroup.id()).unwrap().expect("room for a workload")
+        self.select_id(cgroup.id())
+    }
+
+    fn select_id(&mut self, cgroup_id: u64) -> usize {
+        let place = self.totals.len();
+        let id = WorkloadId((place - FIRST) as u64);
+        assert!(self.probe.begin(id, cgroup_id).unwrap(), "room for a workload");
+        self.totals.push(0);
+        place
     }
 
     fn read(&mut self) -> Reading {
-        let mut packages = Vec::new();
-        let at_ns = self.cpu_time.read(&mut packages);
-        Reading { at_ns, slots: packages.swap_remove(0) }
+        let at_ns = self.probe.read(&mut self.times, &mut self.ended);
+        let package = &self.times.packages[0];
+        for (place, now) in [(OTHER, package.other), (IDLE, package.idle)] {
+            assert!(now >= self.totals[place], "{place} went back");
+            self.totals[place] = now;
+        }
+        assert!(package.workloads.is_sorted_by_key(|(id, _)| *id));
+        for &(id, now) in &package.workloads {
+            let total = &mut self.totals[FIRST + id.0 as usize];
+            assert!(now > *total, "{id:?} did not change, or went back");
+            *total = now;
+        }
+        Reading { at_ns, totals: self.totals.clone() }
     }
 
     /// A reading, and another account read before and after.
@@ -137,8 +173,8 @@ fn accuracy(hook: Hook) {
     let _quiet = quiet();
     let jobs = ["hog", "quarter", "forks"].map(TestCgroup::v2);
     let shapes = [Shape::Hog, Shape::QUARTER, Shape::MILLISECOND_CHILDREN];
-    let mut probe = Probe::v2(Some(hook)).attach();
-    assert_eq!(probe.cpu_time.hook(), hook);
+    let mut probe = Watch::v2(Some(hook)).attach();
+    assert_eq!(probe.probe.hook(), hook);
     let slots = jobs.each_ref().map(|job| probe.select(job));
     let loads: Vec<Load> = jobs
         .iter()
@@ -181,7 +217,7 @@ fn the_raw_tracepoint_twin_agrees_as_well() {
 fn many_jobs_that_take_turns_on_a_cpu_are_told_apart() {
     let _quiet = quiet();
     let jobs: Vec<TestCgroup> = (0..24).map(|job| TestCgroup::v2(&format!("turn-{job}"))).collect();
-    let mut probe = Probe::v2(None).attach();
+    let mut probe = Watch::v2(None).attach();
     let slots: Vec<usize> = jobs.iter().map(|job| probe.select(job)).collect();
     let loads: Vec<Load> = jobs
         .iter()
@@ -213,7 +249,7 @@ fn every_window_of_a_job_that_never_yields_is_right() {
     const WINDOW: Duration = Duration::from_millis(100);
     let _quiet = quiet();
     let job = TestCgroup::v2("windows");
-    let mut probe = Probe::v2(None).attach();
+    let mut probe = Watch::v2(None).attach();
     let slot = probe.select(&job);
     let hog = Load::hog(job.path(), 0);
     sleep(WINDOW);
@@ -256,7 +292,7 @@ fn every_window_of_a_job_that_never_yields_is_right() {
 fn a_running_job_that_is_moved_is_billed_to_both() {
     let _quiet = quiet();
     let (from, to) = (TestCgroup::v2("from"), TestCgroup::v2("to"));
-    let mut probe = Probe::v2(None).attach();
+    let mut probe = Watch::v2(None).attach();
     let (from_slot, to_slot) = (probe.select(&from), probe.select(&to));
     let hog = Load::hog(from.path(), 1);
     let elsewhere = ["elsewhere", "nowhere"].map(TestCgroup::v2);
@@ -290,7 +326,7 @@ fn short_lived_cgroups_count_for_their_ancestors_only() {
     let _quiet = quiet();
     let parent = TestCgroup::v2("parent");
     let outside = TestCgroup::v2("outside");
-    let mut probe = Probe::v2(None).attach();
+    let mut probe = Watch::v2(None).attach();
     let slot = probe.select(&parent);
     let start = probe.read();
     // One may take the other's place in the kernel's memory.
@@ -316,7 +352,7 @@ fn short_lived_cgroups_count_for_their_ancestors_only() {
 fn slots_add_up_to_all_cpus() {
     let _quiet = quiet();
     let jobs = ["one", "two"].map(TestCgroup::v2);
-    let mut probe = Probe::v2(None).attach();
+    let mut probe = Watch::v2(None).attach();
     for job in &jobs {
         probe.select(job);
     }
@@ -330,7 +366,7 @@ fn slots_add_up_to_all_cpus() {
     sleep(Duration::from_secs(4));
     let end = probe.read();
     let stolen = stolen_ns() - stolen_before;
-    let sum: u64 = (0..end.slots.len()).map(|slot| end.since(&start, slot)).sum();
+    let sum: u64 = (0..end.totals.len()).map(|slot| end.since(&start, slot)).sum();
     let elapsed = (end.at_ns - start.at_ns) * online_cpus();
     assert!(probe.cpus as u64 >= online_cpus());
     // What interrupts and the hypervisor took is nobody's, by the scheduler's own account.
@@ -362,16 +398,15 @@ fn online_cpus() -> u64 {
 fn beyond_the_capacity_time_goes_to_other() {
     let _quiet = quiet();
     let jobs = ["first", "second"].map(TestCgroup::v2);
-    let mut probe = Probe::load(None, None, 0, 1, false).attach();
+    let mut probe = Watch::load(None, None, 0, 1, false).attach();
     probe.select(&jobs[0]);
-    assert_eq!(probe.cpu_time.add_workload(jobs[1].id()).unwrap(), None);
+    assert!(!probe.probe.begin(WorkloadId(1), jobs[1].id()).unwrap());
     let hog = Load::hog(jobs[1].path(), 0);
     let (before, start, after) = probe.read_within(|| hog.account());
     sleep(Duration::from_millis(500));
     let (until, end, latest) = probe.read_within(|| hog.account());
-    assert_eq!(end.slots.len(), 3);
-    assert_eq!(end.since(&start, 2), 0);
-    let other = end.since(&start, SLOT_OTHER);
+    assert_eq!(end.since(&start, FIRST), 0);
+    let other = end.since(&start, OTHER);
     assert!(other + 5 * MS >= until - after, "{other} {before} {latest}");
 }
 
@@ -380,7 +415,7 @@ fn beyond_the_capacity_time_goes_to_other() {
 fn a_cgroup_selected_while_its_job_runs_is_seen_at_the_next_switch() {
     let _quiet = quiet();
     let job = TestCgroup::v2("late");
-    let mut probe = Probe::v2(None).attach();
+    let mut probe = Watch::v2(None).attach();
     let load = Load::start(Shape::QUARTER, job.path(), Some(1));
     sleep(Duration::from_millis(100));
     let slot = probe.select(&job);
@@ -397,10 +432,10 @@ fn a_cgroup_selected_while_its_job_runs_is_seen_at_the_next_switch() {
 #[ignore = "needs root: it loads the probe and makes cgroups"]
 fn kernel_threads_are_not_the_root_cgroup() {
     let _quiet = quiet();
-    let mut probe = Probe::v2(None).attach();
+    let mut probe = Watch::v2(None).attach();
     let root = fs::metadata(v2_mount()).unwrap();
     let id = std::os::unix::fs::MetadataExt::ino(&root);
-    let slot = probe.cpu_time.add_workload(id).unwrap().unwrap();
+    let slot = probe.select_id(id);
     let job = TestCgroup::v2("below-the-root");
     let load = Load::start(Shape::QUARTER, job.path(), Some(1));
     sleep(Duration::from_millis(50));
@@ -416,7 +451,7 @@ fn kernel_threads_are_not_the_root_cgroup() {
     let (until, end, latest) = probe.read_within(kernel_threads_ns);
     let threads = until.saturating_sub(after);
     assert!(threads > 5 * MS, "the kernel's threads hardly ran: {threads} ns");
-    let other = end.since(&start, SLOT_OTHER);
+    let other = end.since(&start, OTHER);
     let root = end.since(&start, slot);
     println!("other {other}, kernel threads {threads} ({before} to {latest}), root {root}");
     // `other` also has what the scheduler itself took.
@@ -455,14 +490,14 @@ fn who_has_exited_is_known() {
     let _quiet = quiet();
     let job = TestCgroup::v2("exits");
     let child = job.child("child");
-    assert!(Probe::v2(None).cpu_time.take_exits().is_none());
+    assert!(Watch::v2(None).probe.take_exits().is_none());
     for hook in [Hook::TpBtf, Hook::RawTp] {
-        let mut probe = Probe::load(Some(hook), None, 0, 8, true);
-        let exits = probe.cpu_time.take_exits().unwrap();
+        let mut probe = Watch::load(Some(hook), None, 0, 8, true);
+        let exits = probe.probe.take_exits().unwrap();
         let slot = probe.select(&job);
         let mut probe = probe.attach();
         let unseen = short_process(Some(&job));
-        probe.cpu_time.watch_exits().unwrap();
+        probe.probe.watch_exits().unwrap();
         assert_eq!(exits.find(unseen), None, "nobody asked for exits yet");
 
         let start = monotonic_ns();
@@ -470,10 +505,11 @@ fn who_has_exited_is_known() {
         let inside = [of(Some(&job)), of(Some(&child))].concat();
         let outside = of(None);
         let lived = start..monotonic_ns();
-        for (pids, slot) in [(inside, slot), (outside, SLOT_OTHER)] {
+        let id = WorkloadId((slot - FIRST) as u64);
+        for (pids, user) in [(inside, User::Workload(id)), (outside, User::Other)] {
             for pid in pids {
                 let (found, exit_ns) = exits.find(pid).expect("it has exited");
-                assert_eq!(found, slot, "{pid}");
+                assert_eq!(found, user, "{pid}");
                 assert!(lived.contains(&exit_ns), "{exit_ns} {lived:?}");
             }
         }
@@ -494,7 +530,7 @@ fn v1_cpu_time_agrees_with_cpuacct() {
             controllers.split(',').any(|one| one == "cpuacct").then(|| id.parse().unwrap())
         })
         .expect("the hierarchy's number");
-    let mut probe = Probe::load(None, Some("cpuacct"), hierarchy, 8, false).attach();
+    let mut probe = Watch::load(None, Some("cpuacct"), hierarchy, 8, false).attach();
     let slot = probe.select(&job);
     let hog = Load::hog(job.path(), 0);
     let child = job.child("child");

@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use ecoprobe::event::SLOT_FIRST;
-use ecoprobe::probe::{CpuTime, LoadOptions};
+use anyhow::{Result, ensure};
+use ecoprobe::base::WorkloadId;
+use ecoprobe::event::CpuTimes;
+use ecoprobe::probe::{LoadOptions, Probe};
 
 use crate::harness::{Bench, Metric, Outcome, Target};
 use crate::simulators::cgroup::TestCgroup;
@@ -44,7 +45,7 @@ pub(super) fn cpu_time(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
 /// Relative error over one run, by the middle of what `cpu.stat` allows.
 fn error(shape: Shape, duration: Duration) -> Result<f64> {
     let cgroup = TestCgroup::v2("bench");
-    let mut probe = CpuTime::load(LoadOptions {
+    let mut probe = Probe::load(LoadOptions {
         btf: Path::new("/sys/kernel/btf/vmlinux"),
         package_of_cpu: vec![Some(0); aya::util::nr_cpus().map_err(|(_, error)| error)?],
         packages: 1,
@@ -54,16 +55,18 @@ fn error(shape: Shape, duration: Duration) -> Result<f64> {
         exits: false,
         hook: None,
     })?;
-    probe.add_workload(cgroup.id())?.context("no room for a workload")?;
+    ensure!(probe.begin(WorkloadId(0), cgroup.id())?, "no room for a workload");
     probe.attach()?;
     let load = Load::start(shape, cgroup.path(), None);
     std::thread::sleep(Duration::from_millis(100));
-    let mut rows = Vec::new();
+    let mut times = CpuTimes::default();
+    let mut ours = 0;
     let mut read = || {
         let before = cgroup.usage_ns() as f64;
-        probe.read(&mut rows);
-        let ours = rows.iter().filter_map(|row| row.get(SLOT_FIRST)).sum::<u64>() as f64;
-        Bracketed { before, ours, after: cgroup.usage_ns() as f64 }
+        probe.read(&mut times, &mut Vec::new());
+        // Not listed: as before.
+        ours = times.packages[0].workloads.first().map_or(ours, |(_, ns)| *ns);
+        Bracketed { before, ours: ours as f64, after: cgroup.usage_ns() as f64 }
     };
     let start = read();
     std::thread::sleep(duration);

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use aya::programs::{BtfTracePoint, loaded_programs};
 use aya::{Btf, EbpfLoader};
-use ecoprobe::probe::{CpuTime, Hook, LoadOptions, RunTime};
+use ecoprobe::base::WorkloadId;
+use ecoprobe::probe::{Hook, LoadOptions, Probe, RunTime};
 use serde::Serialize;
 
 const REFERENCE: &[u8] = aya::include_bytes_aligned!("../../bpf/reference.o");
@@ -48,7 +49,7 @@ impl Attached {
 
     /// The probe, with these cgroups selected.
     pub(super) fn ours(hook: Hook, selected: &[u64]) -> Result<Self> {
-        let mut probe = CpuTime::load(LoadOptions {
+        let mut probe = Probe::load(LoadOptions {
             btf: Path::new(BTF),
             package_of_cpu: vec![Some(0); aya::util::nr_cpus().map_err(|(_, error)| error)?],
             packages: 1,
@@ -58,8 +59,8 @@ impl Attached {
             exits: false,
             hook: Some(hook),
         })?;
-        for id in selected {
-            probe.add_workload(*id)?.context("no room for a workload")?;
+        for (number, cgroup_id) in (0..).zip(selected) {
+            ensure!(probe.begin(WorkloadId(number), *cgroup_id)?, "no room for a workload");
         }
         probe.attach()?;
         Ok(Self { run_time: Box::new(move || probe.run_time()), sizes: sizes()? })
