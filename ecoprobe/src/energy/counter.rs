@@ -20,10 +20,10 @@ const STEEP: (f64, f64) = (1.0 / 8.0, 4.0);
 /// What one reading tells.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Outcome {
-    /// Counting starts here.
+    /// Counting starts here: the first reading of the first sample.
     First,
     /// What was drawn between two instants. They are more than a window apart where readings before
-    /// this one could not be had, or were not believed.
+    /// this one were not believed.
     Energy { from_ns: u64, to_ns: u64, joules: Joules },
     /// Of the newest window nothing is known, for now: a later span may cover it.
     Missing(Reason),
@@ -118,16 +118,22 @@ impl Counter {
             seconds: Seconds::from_ns(length).0,
             worst: Watts(0.0),
         };
-        let Some(now) = reading else { return self.unknown(Reason::Unread, window) };
+        let Some(now) = reading else {
+            // What it counts until it can be read again has nobody to be billed to by now, and it may
+            // come back as another counter.
+            self.begin_at(None);
+            return self.unknown(Reason::Unread, window);
+        };
         if !in_range(domain, now) {
             self.refused += 1;
             return self.unknown(Reason::OutOfRange, window);
         }
         let Some(base) = self.base else {
-            // What was drawn before the first reading nobody knows.
+            // What was drawn before its first reading nobody knows.
             self.after.add(Reason::Unread, window);
-            self.begin_at(now);
-            return Outcome::First;
+            self.begin_at(Some(now));
+            let first = window.windows == 0;
+            return if first { Outcome::First } else { Outcome::Missing(Reason::Unread) };
         };
         match self.suspect {
             None => self.after_belief(domain, base, now, window),
@@ -166,7 +172,7 @@ impl Counter {
         match step {
             Delta::Advance(_) if self.is_back_on_the_former_line(domain, base, now) => {
                 self.after.add(Reason::WentBack, window);
-                self.begin_at(now);
+                self.begin_at(Some(now));
                 Outcome::Missing(Reason::WentBack)
             }
             Delta::Advance(counts) | Delta::Wrapped(counts) => {
@@ -244,11 +250,9 @@ impl Counter {
             Delta::Ambiguous(Doubt::MoreWraps) => {
                 // Nothing is wrong with the reading: too much time went by.
                 self.after.add(Reason::MoreWraps, window);
-                self.begin_at(now);
+                self.begin_at(Some(now));
                 return Outcome::Missing(Reason::MoreWraps);
             }
-            // A counter that could not be read meanwhile may well have begun again.
-            _ if self.after.0.contains_key(&Reason::Unread) => Reason::Unread,
             Delta::Refused { watts, .. } => {
                 window.worst = watts;
                 Reason::TooMuch
@@ -273,10 +277,10 @@ impl Counter {
     }
 
     /// Nothing before `now` will be billed any more.
-    fn begin_at(&mut self, now: Reading) {
+    fn begin_at(&mut self, now: Option<Reading>) {
         self.missing.take(&mut self.before);
         self.missing.take(&mut self.after);
-        (self.base, self.suspect, self.former) = (Some(now), None, None);
+        (self.base, self.suspect, self.former) = (now, None, None);
         self.refused = 0;
     }
 

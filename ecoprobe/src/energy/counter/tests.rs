@@ -106,7 +106,8 @@ fn the_first_reading_is_not_believed_by_itself_either() {
     // Beyond the range it is no reading at all.
     let beyond = [Some(70_000.0), Some(1_000.0), Some(1_008.0)];
     let (counter, outcomes) = run(Some(RANGE), &beyond);
-    assert_eq!(outcomes[..2], [Outcome::Missing(Reason::OutOfRange), Outcome::First]);
+    let unknown = [Reason::OutOfRange, Reason::Unread].map(Outcome::Missing);
+    assert_eq!(outcomes[..2], unknown);
     assert_eq!(billed(&outcomes), 8.0);
     assert_eq!(counter.missing()[&Reason::Unread].windows, 1);
 }
@@ -176,24 +177,28 @@ fn a_steep_rise_waits_for_a_second_reading() {
 }
 
 #[test]
-fn what_could_not_be_read_is_in_the_next_reading() {
-    let (counter, outcomes) = run(None, &[Some(0.0), Some(50.0), None, None, Some(200.0)]);
-    assert_eq!(outcomes[2..4], [Outcome::Missing(Reason::Unread); 2]);
-    let Outcome::Energy { from_ns, to_ns, joules } = outcomes[4] else { panic!("{outcomes:?}") };
-    assert_eq!((from_ns, to_ns, joules), (6 * SECOND, 9 * SECOND, Joules(150.0)));
-    assert!(counter.missing().is_empty());
+fn what_is_drawn_while_it_cannot_be_read_is_missing() {
+    let unread = Outcome::Missing(Reason::Unread);
+    let (counter, outcomes) =
+        run(None, &[Some(0.0), Some(50.0), None, None, Some(200.0), Some(250.0)]);
+    assert_eq!(outcomes[2..5], [unread; 3]);
+    let Outcome::Energy { from_ns, to_ns, joules } = outcomes[5] else { panic!("{outcomes:?}") };
+    assert_eq!((from_ns, to_ns, joules), (9 * SECOND, 10 * SECOND, Joules(50.0)));
+    let missing = Missing { windows: 3, seconds: 3.0, ..Missing::default() };
+    assert_eq!(counter.missing(), BTreeMap::from([(Reason::Unread, missing)]));
     // Away, and back as a new counter.
     let returned = [Some(0.0), Some(50.0), None, None, Some(7.0), Some(57.0)];
     let (counter, outcomes) = run(None, &returned);
-    assert_eq!(billed(&outcomes), 100.0);
-    let unread = counter.missing();
-    assert_eq!((unread.len(), unread[&Reason::Unread].windows), (1, 3));
+    assert_eq!((billed(&outcomes), counter.missing()[&Reason::Unread].windows), (100.0, 3));
+    // In the middle of a doubt: what was doubted is missing too.
+    let (counter, outcomes) = run(None, &[Some(10.0), Some(60.0), Some(5.0), None, Some(9.0)]);
+    assert_eq!((billed(&outcomes), counter.missing()[&Reason::WentBack].windows), (50.0, 1));
     // Gone for good.
     let (counter, _) = run(None, &[Some(0.0), None, None]);
     assert_eq!(counter.missing()[&Reason::Unread].seconds, 2.0);
-    // Never there.
+    // Never there before.
     let (counter, outcomes) = run(None, &[None, None, Some(5.0), Some(6.0)]);
-    assert_eq!((outcomes[2], billed(&outcomes)), (Outcome::First, 1.0));
+    assert_eq!((outcomes[2], billed(&outcomes)), (unread, 1.0));
     assert_eq!(counter.missing()[&Reason::Unread].windows, 2);
 }
 
