@@ -9,14 +9,12 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use ecoprobe::base::Component;
-use ecoprobe::base::own::Own;
-use ecoprobe::cli::{Format, OutputArgs};
-use ecoprobe::energy::delta::delta;
-use ecoprobe::event::{Domain, Header, Reading, SLOT_FIRST, Sample, Workload};
+use ecoprobe::base::WorkloadId;
+use ecoprobe::door::Run;
+use ecoprobe::event::{CpuTimes, Domain, Event, Header, PackageTime, Reading, Sample, Workload};
 use ecoprobe::meter::EnergyMeter as _;
 use ecoprobe::meter::rapl::powercap::PowercapMeter;
-use ecoprobe::output;
-use ecoprobe::session::Session;
+use ecoprobe::output::{self, Format, Target};
 
 const SIZES: [usize; 3] = [10, 1_000, 10_000];
 
@@ -31,10 +29,10 @@ fn domain() -> Domain {
     }
 }
 
-/// A session of so many workloads, by the header of a recording.
-fn session(workloads: usize) -> Session {
+/// The books of so many workloads, by the header of a recording.
+fn run(workloads: usize) -> Run {
     let header = serde_json::json!({
-        "schema": "ecoprobe.recording/1", "version": "0", "start": "2025-01-01T00:00:00Z",
+        "version": "0", "start": "2025-01-01T00:00:00Z",
         "host": {"name": "", "kernel": "", "cpus": 1, "packages": 1},
         "sources": {
             "cpu_time": {"kind": "ebpf", "hook": "tp_btf/sched_switch", "hierarchy": "v2"},
@@ -47,35 +45,37 @@ fn session(workloads: usize) -> Session {
             "carbon_intensity": null, "pue": null, "price": null}
     });
     let header: Header = serde_json::from_value(header).unwrap();
-    let mut session = Session::new(header);
+    let mut run = Run::open(header);
     for number in 0..workloads {
-        let workload = serde_json::json!({"name": format!("job-{number}"),
+        let workload = serde_json::json!({"id": number + 1, "name": format!("job-{number}"),
             "cgroup": format!("/job-{number}"), "cgroup_id": number, "kind": "cgroup"});
         let workload: Workload = serde_json::from_value(workload).unwrap();
-        session.workload(workload);
+        run.apply(&Event::Workload(workload));
     }
-    session
+    run
 }
 
 /// Samples a second apart in which every workload ran.
-struct Samples(Sample);
+struct Samples(Event);
 
 impl Samples {
     fn new(workloads: usize) -> Self {
-        let cpu_ns = vec![vec![0; SLOT_FIRST + workloads]];
+        let workloads = (1..=workloads as u64).map(|id| (WorkloadId(id), 0)).collect();
+        let packages = vec![PackageTime { workloads, ..PackageTime::default() }];
+        let cpu = CpuTimes { packages, unplaced: PackageTime::default() };
         let energy = vec![Some(Reading { mono_ns: 0, count: 0 })];
-        Self(Sample { mono_ns: 0, cpu_ns, energy })
+        Self(Event::Sample(Sample { mono_ns: 0, ends_window: true, cpu, energy }))
     }
 
-    fn next(&mut self) -> &Sample {
-        let sample = &mut self.0;
+    fn next(&mut self) -> &Event {
+        let Event::Sample(sample) = &mut self.0 else { unreachable!("it is made as one") };
         sample.mono_ns += 1_000_000_000;
-        sample.cpu_ns.iter_mut().flatten().for_each(|ns| *ns += 12_345);
+        sample.cpu.packages[0].workloads.iter_mut().for_each(|(_, ns)| *ns += 12_345);
         sample.energy.iter_mut().flatten().for_each(|reading| {
             reading.mono_ns = sample.mono_ns;
             reading.count = (reading.count + 500_000) % (1 << 32);
         });
-        sample
+        &self.0
     }
 }
 
@@ -83,10 +83,10 @@ impl Samples {
 fn attribution(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("attribution, workloads all busy");
     for size in SIZES {
-        let (mut session, mut samples) = (session(size), Samples::new(size));
-        session.sample(samples.next());
+        let (mut run, mut samples) = (run(size), Samples::new(size));
+        run.apply(samples.next());
         group.bench_function(BenchmarkId::from_parameter(size), |bencher| {
-            bencher.iter(|| session.sample(samples.next()));
+            bencher.iter(|| run.apply(samples.next()));
         });
     }
 }
@@ -95,18 +95,18 @@ fn rendering(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("report");
     let directory = tempfile::tempdir().unwrap();
     for size in SIZES {
-        let (mut session, mut samples) = (session(size), Samples::new(size));
-        (0..3).for_each(|_| session.sample(samples.next()));
+        let (mut run, mut samples) = (run(size), Samples::new(size));
+        (0..3).for_each(|_| run.apply(samples.next()));
         group.bench_function(BenchmarkId::new("settle", size), |bencher| {
-            bencher.iter(|| black_box(session.report(Own::default())));
+            bencher.iter(|| black_box(run.report()));
         });
-        let report = session.report(Own::default());
+        let report = run.report();
         for (name, format) in [("table", Format::Table), ("json", Format::Json)] {
             let path = directory.path().join(name);
             group.bench_function(BenchmarkId::new(name, size), |bencher| {
                 bencher.iter(|| {
-                    let output = Some(path.clone());
-                    let mut output = output::open_quiet(&OutputArgs { format, output }).unwrap();
+                    let target = Target { format, file: Some(path.clone()), others: None };
+                    let mut output = output::open_quiet(&target).unwrap();
                     output.finish(&report).unwrap();
                 });
             });
@@ -125,18 +125,5 @@ fn powercap(criterion: &mut Criterion) {
     assert!(readings.iter().all(Result::is_ok), "{readings:?}");
 }
 
-fn counters(criterion: &mut Criterion) {
-    let domain = domain();
-    let mut now = Reading { mono_ns: 0, count: 0 };
-    criterion.bench_function("counter delta", |bencher| {
-        bencher.iter(|| {
-            let previous = now;
-            now.mono_ns += 1_000_000_000;
-            now.count = (now.count + 500_000) % (1 << 32);
-            black_box(delta(&domain, Some(previous), now))
-        });
-    });
-}
-
-criterion_group!(micro, attribution, rendering, powercap, counters);
+criterion_group!(micro, attribution, rendering, powercap);
 criterion_main!(micro);

@@ -11,18 +11,20 @@ mod gpu;
 mod gpu_meter;
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
-use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
+use ecoprobe::base::WorkloadId;
 use ecoprobe::base::error::Error;
 use ecoprobe::base::id::User;
 use ecoprobe::base::monotonic_ns;
 use ecoprobe::event::sources::{GpuEnergyKind, GpuReadMethod};
 use ecoprobe::event::{Event, GpuMethod, GpuWindow};
 use ecoprobe::meter::gpu::{GpuMeter, GpuOptions, PidOwner, Whose};
-use ecoprobe::workload::hierarchy::Version;
-use ecoprobe::workload::owner::Owners;
+use ecoprobe::workload::hierarchy::Hierarchies;
+use ecoprobe::workload::owner::{Owner, Owners, Watched};
+use ecoprobe::workload::{Place, Roots};
 use fake_nvml::{Device, Fault, Process, Scenario, Utilisation};
 
 use crate::gpu::{DRIVER_NOT_LOADED, GPU_IS_LOST, Machine, NO_PERMISSION, always, device, process};
@@ -253,13 +255,17 @@ fn a_pid_that_changed_hands_between_two_looks_is_two_users() {
 
 #[test]
 fn real_processes_are_found_in_their_cgroups() {
-    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
-    let path = own.lines().find_map(|line| line.strip_prefix("0::"));
-    let Some(path) = path else { return };
     let machine = Machine::of(vec![device(vec![always(std::process::id(), 50.0)])]);
-    let workloads = Arc::new(RwLock::new(vec![(path.to_owned(), 5)]));
-    let owners = Owners::new("/proc".as_ref(), Version::V2, workloads, |_| None);
-    let owners = move |pid: u32| owners.living(pid).map(|slot| user(slot as u64));
+    let hierarchies = Hierarchies::find(&Roots::default()).unwrap();
+    let hierarchy = hierarchies.iter().next().unwrap();
+    let Place::Below(path) = hierarchy.own_place() else { panic!("{hierarchy} does not show us") };
+    let watched = Watched::default();
+    watched.insert(std::fs::metadata(hierarchy.mount.join(path)).unwrap().ino(), WorkloadId(5));
+    let owners = Owners::new("/proc".as_ref(), hierarchy, watched);
+    let owners = move |pid: u32| match owners.living(pid) {
+        Owner::User(user) => Some(user),
+        other => panic!("{other:?}"),
+    };
     let run = machine.run_with(0.8, &machine.options(), owners);
     assert!(run.of(0).iter().all(|window| window.usage[0].user == user(5)), "{:?}", run.of(0));
 }

@@ -12,10 +12,8 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use clap::Parser as _;
-use ecoprobe::cli::Cli;
-use ecoprobe::collector::{Collector, Last};
-use ecoprobe::workload::names::{Change, resolve};
+use ecoprobe::collector::Last;
+use ecoprobe::door::Live;
 use nix::time::{ClockId, clock_getcpuclockid};
 use nix::unistd::Pid;
 use sim::cgroup::TestCgroup;
@@ -143,23 +141,19 @@ fn a_tick_is_short_and_the_process_does_little_else() {
 fn an_outside_clock_agrees_about_the_tick() {
     let _alone = ALONE.lock().unwrap_or_else(|poison| poison.into_inner());
     let crowd = Crowd::new(1_000);
-    let arguments = ["ecoprobe".to_owned()].into_iter().chain(crowd.arguments());
-    let watch = Cli::try_parse_from(arguments).unwrap().watch;
-    let mut selection = resolve(&watch.cgroups, &watch.measure.roots.host()).unwrap();
-    let workloads: Vec<_> = selection.start().into_iter().filter_map(Change::workload).collect();
-    let mut collector = Collector::open(&watch.measure, &selection.hierarchy, &workloads).unwrap();
+    let mut live = Live::watch(crowd.arguments()).unwrap();
     let mut outside = Vec::new();
     for _ in 0..150 {
         thread::sleep(Duration::from_millis(5));
         let start = Instant::now();
-        assert!(collector.tick(Last::No));
+        live.tick(Last::No);
         outside.push(start.elapsed().as_secs_f64() * 1e6);
     }
-    let report = collector.finish();
+    let report = live.finish();
     outside.sort_by(f64::total_cmp);
     let outside = outside[outside.len() / 2];
     let inside = report.own.collect_us.p50.unwrap();
-    // Outside is what the tick does not count in: news from the probe, once it is over.
+    // Outside is what the tick does not count in: the books, and news from the probe.
     assert!(inside < outside * 1.01, "{inside} {outside}");
     assert_below(outside - inside, 20.0 * UNOPTIMISED, "median by outside clock less inside, µs");
 }

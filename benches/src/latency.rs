@@ -3,11 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use clap::Parser as _;
-use ecoprobe::cli::Cli;
-use ecoprobe::collector::{Collector, Last};
+use ecoprobe::collector::Last;
+use ecoprobe::door::Live;
 use ecoprobe::host::priority::Undisturbed;
-use ecoprobe::workload::names::{Change, resolve};
 
 use crate::agent::{Agent, Cgroups, Energy, INTERVAL, gpu_driver, start_time};
 use crate::harness::{Bench, Metric, Outcome, Target, thousands};
@@ -137,11 +135,8 @@ fn nothing_for(us: f64) -> f64 {
 fn from_outside(bench: &Bench, cgroups: &Cgroups, energy: &Energy) -> Result<(f64, f64)> {
     let glob = cgroups.glob();
     let options = energy.options();
-    let arguments = ["ecoprobe", "--cgroup", &glob];
-    let cli = Cli::try_parse_from(arguments.into_iter().chain(options.iter().map(String::as_str)))?;
-    let mut selection = resolve(&cli.watch.cgroups, &cli.watch.measure.roots.host())?;
-    let workloads: Vec<_> = selection.start().into_iter().filter_map(Change::workload).collect();
-    let mut collector = Collector::open(&cli.watch.measure, &selection.hierarchy, &workloads)?;
+    let arguments = ["--cgroup", &glob].into_iter().chain(options.iter().map(String::as_str));
+    let mut live = Live::watch(arguments)?;
     let mut us = Vec::new();
     let start = Instant::now();
     while start.elapsed() < bench.duration() {
@@ -149,7 +144,7 @@ fn from_outside(bench: &Bench, cgroups: &Cgroups, energy: &Energy) -> Result<(f6
         let _undisturbed = Undisturbed::begin();
         std::thread::sleep(INTERVAL);
         let before = Instant::now();
-        collector.tick(Last::No);
+        live.tick(Last::No);
         us.push(before.elapsed().as_secs_f64() * 1e6);
     }
     Ok((quantile(&us, 0.5), quantile(&us, 0.99)))

@@ -12,6 +12,7 @@ pub mod cli;
 pub mod collector;
 pub mod command;
 pub mod config;
+pub mod door;
 pub mod energy;
 pub mod event;
 pub mod host;

@@ -3,11 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use clap::Parser as _;
-use ecoprobe::cli::Cli;
-use ecoprobe::collector::{Collector, Last};
+use ecoprobe::collector::Last;
+use ecoprobe::door::Live;
 use ecoprobe::host::powercap::{ZoneKind, zones};
-use ecoprobe::workload::names::{Change, resolve};
 
 use crate::harness::{Bench, Metric, Outcome, Target};
 use crate::simulators::cgroup::TestCgroup;
@@ -38,20 +36,17 @@ pub(super) fn counter(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
     };
     let cgroup = TestCgroup::v2("bench");
     let _load = Load::start(Shape::Hog, cgroup.path(), Some(0));
-    let cli = Cli::try_parse_from(["ecoprobe", "--cgroup", &cgroup.path().to_string_lossy()])?;
-    let mut selection = resolve(&cli.watch.cgroups, &cli.watch.measure.roots.host())?;
-    let workloads: Vec<_> = selection.start().into_iter().filter_map(Change::workload).collect();
     let mut errors = Vec::new();
     for turn in 1..=bench.settings.turns {
         bench.progress(format_args!("accuracy: {WHAT}, turn {turn}"));
         let before = read()?;
-        let mut collector = Collector::open(&cli.watch.measure, &selection.hierarchy, &workloads)?;
+        let mut live = Live::watch(["--cgroup", &cgroup.path().to_string_lossy()])?;
         let opened = read()?;
         std::thread::sleep(bench.duration().max(Duration::from_secs(1)));
         let last = read()?;
-        collector.tick(Last::Yes);
+        live.tick(Last::Yes);
         let after = read()?;
-        let measured = collector.finish().node.cpu.measured_j.context("nothing was measured")?;
+        let measured = live.finish().node.cpu.measured_j.context("nothing was measured")?;
         let (least, most) = (last - opened, after - before);
         // A counter that wrapped meanwhile brackets nothing.
         if least > 0.0 && most >= least {

@@ -1,4 +1,4 @@
-//! Runs a scenario through a session, in simulated time.
+//! Runs a scenario through the books, in simulated time.
 //!
 //! The readings are as imperfect as real ones: counters move once in a refresh, in whole counts, and
 //! wrap; they are read a moment after CPU time; the running part of CPU time is known to 0.3 ms;
@@ -7,16 +7,16 @@
 use std::collections::BTreeMap;
 
 use ecoprobe::base::Component;
-use ecoprobe::base::own::Own;
+use ecoprobe::base::WorkloadId;
+use ecoprobe::door::Run;
+use ecoprobe::event::settings::Settings;
 use ecoprobe::event::sources::{
     CpuEnergyKind, CpuEnergySource, CpuTimeSource, GpuEnergySource, Host, Sources, StaticPowerKind,
     StaticPowerSource,
 };
 use ecoprobe::event::{
-    Domain, Header, RECORDING_SCHEMA, Reading, SLOT_FIRST, SLOT_OTHER, Sample, Settings, Workload,
-    WorkloadKind,
+    CpuTimes, Domain, Event, Header, PackageTime, Reading, Sample, Workload, WorkloadKind,
 };
-use ecoprobe::session::Session;
 use ecoprobe::view::report::{Books, Node, Report};
 use fastrand::Rng;
 
@@ -47,19 +47,19 @@ impl Found {
 }
 
 pub(crate) fn simulate(scenario: &Scenario, seed: u64) -> Found {
-    let mut session = Session::new(header(scenario));
+    let mut run = Run::open(header(scenario));
     for number in 0..scenario.jobs.len() {
-        session.workload(workload(number));
+        run.apply(&Event::Workload(workload(number)));
     }
     let mut machine = Machine::new(scenario, seed);
     let mut books: f64 = 0.0;
     for index in 0..=(scenario.seconds / scenario.interval).round() as u64 {
-        session.sample(&machine.sample(index));
-        if let Some(window) = session.window() {
+        run.apply(&Event::Sample(machine.sample(index)));
+        if let Some(window) = run.window() {
             books = books.max(unbalanced(&window.node));
         }
     }
-    let report = session.report(Own::default());
+    let report = run.report();
     books = books.max(unbalanced(&report.node));
     Found {
         errors: errors(&report, &machine.job_joules),
@@ -93,7 +93,7 @@ struct Machine<'a> {
     /// By package: drawn so far, and what the counter shows of it.
     joules: Vec<f64>,
     shown: Vec<f64>,
-    /// By package and slot.
+    /// By package: of everybody else, and of each job.
     cpu_ns: Vec<Vec<f64>>,
     /// The truth.
     job_joules: Vec<f64>,
@@ -109,7 +109,7 @@ impl<'a> Machine<'a> {
             noise: vec![0.0; packages],
             joules: vec![0.0; packages],
             shown: vec![0.0; packages],
-            cpu_ns: vec![vec![0.0; SLOT_FIRST + jobs]; packages],
+            cpu_ns: vec![vec![0.0; 1 + jobs]; packages],
             job_joules: vec![0.0; jobs],
         }
     }
@@ -124,8 +124,16 @@ impl<'a> Machine<'a> {
         let mono_ns = (1 << 40) + self.step * STEP_NS;
         let random = &mut self.random;
         let mut read = |ns: f64| if ns > 0.0 { (ns + random.f64() * RUNNING_NS) as u64 } else { 0 };
-        let cpu_ns = self.cpu_ns.iter().map(|row| row.iter().map(|ns| read(*ns)).collect());
-        let cpu_ns = cpu_ns.collect();
+        let packages = self.cpu_ns.iter().map(|row| PackageTime {
+            idle: 0,
+            other: read(row[0]),
+            workloads: row[1..]
+                .iter()
+                .zip(1..)
+                .map(|(ns, id)| (WorkloadId(id), read(*ns)))
+                .collect(),
+        });
+        let cpu = CpuTimes { packages: packages.collect(), unplaced: PackageTime::default() };
         self.advance();
         let counter = &self.scenario.counter;
         let energy = self.shown.iter().map(|joules| {
@@ -133,7 +141,7 @@ impl<'a> Machine<'a> {
             let count = counter.start.wrapping_add(counts) % counter.range;
             Some(Reading { mono_ns: mono_ns + STEP_NS, count })
         });
-        Sample { mono_ns, cpu_ns, energy: energy.collect() }
+        Sample { mono_ns, ends_window: true, cpu, energy: energy.collect() }
     }
 
     fn advance(&mut self) {
@@ -148,10 +156,10 @@ impl<'a> Machine<'a> {
             self.joules[package] += (scenario.static_watts + self.noise[package]) * STEP;
         }
         if let Some(background) = &scenario.background {
-            self.run(background, SLOT_OTHER, time);
+            self.run(background, 0, time);
         }
         for (number, job) in scenario.jobs.iter().enumerate() {
-            self.job_joules[number] += self.run(job, SLOT_FIRST + number, time);
+            self.job_joules[number] += self.run(job, 1 + number, time);
         }
         if refresh {
             self.shown.copy_from_slice(&self.joules);
@@ -160,11 +168,11 @@ impl<'a> Machine<'a> {
     }
 
     /// One job for one step; the joules that it caused.
-    fn run(&mut self, job: &Job, slot: usize, time: f64) -> f64 {
+    fn run(&mut self, job: &Job, place: usize, time: f64) -> f64 {
         let cpus = job.load.cpus(time);
         let joules = job.joules_per_cpu_second * cpus * STEP;
         for &package in &job.packages {
-            self.cpu_ns[package][slot] += cpus * STEP_NS as f64;
+            self.cpu_ns[package][place] += cpus * STEP_NS as f64;
             self.joules[package] += joules;
         }
         joules * job.packages.len() as f64
@@ -183,7 +191,6 @@ fn header(scenario: &Scenario) -> Header {
     };
     let known = packages.iter().filter(|_| scenario.static_known);
     Header {
-        schema: RECORDING_SCHEMA.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         start: "2025-01-01T00:00:00Z".to_owned(),
         host: Host {
@@ -192,6 +199,7 @@ fn header(scenario: &Scenario) -> Header {
             cpus: 0,
             packages: packages.len(),
         },
+        cpu: None,
         sources: Sources {
             cpu_time: CpuTimeSource::ebpf("tp_btf/sched_switch", "v2"),
             cpu_energy: CpuEnergySource {
@@ -213,7 +221,7 @@ fn header(scenario: &Scenario) -> Header {
 
 fn workload(number: usize) -> Workload {
     Workload {
-        id: ecoprobe::base::WorkloadId(1),
+        id: WorkloadId(number as u64 + 1),
         name: format!("job-{number}"),
         cgroup: format!("/job-{number}"),
         cgroup_id: number as u64,
@@ -239,11 +247,11 @@ mod tests {
         // A session that is told a wrong figure is wrong: the truth does not come from it.
         scenario.static_watts += 10.0;
         let header_lies = Scenario { static_watts: 1.0, ..scenario.clone() };
-        let mut session = Session::new(header(&header_lies));
-        session.workload(workload(0));
+        let mut run = Run::open(header(&header_lies));
+        run.apply(&Event::Workload(workload(0)));
         let mut machine = Machine::new(&scenario, 1);
-        (0..=20).for_each(|index| session.sample(&machine.sample(index)));
-        let report = session.report(Own::default());
+        (0..=20).for_each(|index| run.apply(&Event::Sample(machine.sample(index))));
+        let report = run.report();
         assert!(errors(&report, &machine.job_joules)[0] > 0.1);
     }
 
