@@ -126,7 +126,8 @@ fn a_counter_that_steps_aside_and_returns_loses_no_joule() {
             );
             let run = machine.run(2.0);
             println!("{value} until {to_s} s");
-            run.check(0, &machine, 0.015);
+            // That the windows tile says that no moment is left out.
+            run.check(0, &machine, 0.03);
             assert_eq!(
                 run.warned("were refused") + run.warned("was refused") + run.warned("are refused"),
                 1,
@@ -146,7 +147,7 @@ fn a_first_value_that_is_wrong_is_no_base_for_the_counter() {
             vec![counter_is(value, 0.0, 0.03)],
         );
         let run = machine.run(1.5);
-        run.check(0, &machine, 0.015);
+        run.check(0, &machine, 0.03);
         assert_eq!(run.source.devices[0].method, GpuReadMethod::Counter, "{value}");
     }
 }
