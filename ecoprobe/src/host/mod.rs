@@ -2,11 +2,11 @@
 //! fact is for a pure function elsewhere. Root paths are arguments, so a test tree is a machine.
 
 pub mod btf;
-pub mod cpu;
-pub mod kernel;
+pub(crate) mod cpu;
+pub(crate) mod kernel;
 pub mod own;
-pub mod power_pmu;
-pub mod powercap;
+pub(crate) mod power_pmu;
+pub(crate) mod powercap;
 pub mod priority;
 pub mod roots;
 pub mod topology;
