@@ -6,14 +6,15 @@ mod sim;
 
 use std::path::Path;
 
-use ecoprobe::cli::{DoctorArgs, DoctorFormat, Roots};
 use ecoprobe::command::doctor::{Check, Diagnosis, Level, diagnose, doctor};
+use ecoprobe::config::Doctor;
 use ecoprobe::event::sources::CpuEnergyKind;
+use ecoprobe::host::Roots;
 use sim::{Machine, Sysfs};
 
-fn arguments(sysfs: &Path, procfs: &Path) -> DoctorArgs {
+fn arguments(sysfs: &Path, procfs: &Path) -> Doctor {
     let roots = Roots { sysfs: sysfs.into(), procfs: procfs.into(), cgroupfs: None, hostfs: None };
-    DoctorArgs { format: DoctorFormat::Table, nvml_lib: None, roots }
+    Doctor { json: false, nvml_lib: None, roots }
 }
 
 fn find<'a>(diagnosis: &'a Diagnosis, name: &str) -> &'a Check {

@@ -171,6 +171,26 @@ fn events_of_one_socket_are_one_where_the_maker_counts_by_socket() {
         assert_eq!(energy.topology.package_of_cpu, [0, 0, 1, 1].map(Some));
         assert_eq!(energy.notes, [""; 0]);
     }
+    // A CPU that is not there is no loss where another one counts for its socket.
+    let sysfs = dies("0-1");
+    sysfs.add_cpu(4_000, 0, 0);
+    sysfs.write("bus/event_source/devices/power/cpumask", "1,4000\n");
+    let (meter, _, notes) = PerfMeter::open(sysfs.path(), 4_001, true).unwrap();
+    assert_eq!((names(&meter), notes.len()), (vec!["package-0"], 0), "{notes:?}");
+    sysfs.add_cpu(1, 1, 0);
+    sysfs.add_cpu(0, 1, 0);
+    sysfs.write("bus/event_source/devices/power/cpumask", "0,4000\n");
+    let (meter, _, notes) = PerfMeter::open(sysfs.path(), 4_001, true).unwrap();
+    assert_eq!(names(&meter), ["package-1"]);
+    assert!(notes[0].starts_with("package-0 is left out"), "{notes:?}");
+
+    // DRAM that is refused on one CPU does not have the package counted on the next one as well.
+    let sysfs = dies("0-1");
+    let events = [("energy-pkg", CPU_CLOCK, "1e-9"), ("energy-ram", "event=0xee", "1e-9")];
+    sysfs.add_power_pmu(1, "0-1", &events);
+    let (meter, _, notes) = PerfMeter::open(sysfs.path(), 4, true).unwrap();
+    assert_eq!((names(&meter), notes.len()), (vec!["package-0"], 1), "{notes:?}");
+
     let energy = open("0-1", "GenuineIntel");
     assert_eq!(energy.source.domains, ["package-0-die-0", "package-0-die-1"]);
     assert_eq!(energy.topology.package_of_cpu, [0, 1, 2, 2].map(Some));

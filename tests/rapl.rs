@@ -515,6 +515,16 @@ fn counters_that_stand_at_zero_give_way() {
     assert_eq!(readings.len(), 1);
     assert_eq!(readings[0].as_ref().unwrap().count, 1);
 
+    // One that needs a while for its first step.
+    let sysfs = Machine::new(1).build();
+    let zone = sysfs.zone("package-0");
+    let writer = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(25));
+        zone.set(61);
+    });
+    assert_eq!(auto(&sysfs).source.kind, CpuEnergyKind::Powercap);
+    writer.join().unwrap();
+
     // A counter that has only just begun, and DRAM that nobody has switched on.
     let sysfs = Machine::new(1).with("dram").build();
     let zone = sysfs.zone("package-0");

@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use ecoprobe::base::error::Error;
@@ -80,8 +81,9 @@ fn the_command_is_in_its_cgroup_before_it_executes() {
     let scope = Scope::create(&host_below(&top)).unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     let script = format!("cat /proc/self/cgroup > {}; exit 7", file.path().display());
-    let status = runtime()
-        .block_on(async { Child::spawn(&shell(&script), &scope).unwrap().wait().await.unwrap() });
+    let status = runtime().block_on(async {
+        Child::spawn(&shell(&script), &scope, Stdio::inherit()).unwrap().wait().await.unwrap()
+    });
     assert_eq!(exit_code(status), 7);
     let seen = fs::read_to_string(file.path()).unwrap();
     let name = scope.directory().file_name().unwrap().to_str().unwrap().to_owned();
@@ -105,7 +107,7 @@ fn what_does_not_start_is_told_as_a_shell_would() {
     let runtime = runtime();
     let _context = runtime.enter();
     let refused = |command: &Path| {
-        let error = Child::spawn(&[command.into()], &scope).unwrap_err();
+        let error = Child::spawn(&[command.into()], &scope, Stdio::inherit()).unwrap_err();
         (error.exit_code(), error.to_string())
     };
     let (code, message) = refused(Path::new("no-such-command"));
@@ -114,12 +116,12 @@ fn what_does_not_start_is_told_as_a_shell_would() {
         let (code, message) = refused(path);
         assert!(code == 126 && message.contains("cannot be executed"), "{message}");
     }
-    assert!(matches!(Child::spawn(&[], &scope), Err(SpawnError::Missing)));
+    assert!(matches!(Child::spawn(&[], &scope, Stdio::inherit()), Err(SpawnError::Missing)));
 
     // A cgroup that cannot be entered is not taken for a command that cannot be executed: below a
     // threaded cgroup no process may move in.
     fs::write(top.path().join("cgroup.type"), "threaded").unwrap();
-    let error = Child::spawn(&shell("true"), &scope).unwrap_err();
+    let error = Child::spawn(&shell("true"), &scope, Stdio::inherit()).unwrap_err();
     assert!(matches!(error, SpawnError::Cgroup { .. }), "{error}");
     assert_eq!(error.exit_code(), 4, "{error}");
     drop(scope);
@@ -128,7 +130,7 @@ fn what_does_not_start_is_told_as_a_shell_would() {
     let top = TestCgroup::v2("gone");
     let scope = Scope::create(&host_below(&top)).unwrap();
     fs::remove_dir(scope.directory()).unwrap();
-    let error = Child::spawn(&shell("true"), &scope).unwrap_err();
+    let error = Child::spawn(&shell("true"), &scope, Stdio::inherit()).unwrap_err();
     assert_eq!(error.exit_code(), 4, "{error}");
 }
 
@@ -144,7 +146,7 @@ fn signals_reach_the_command() {
         let script = format!(
             "trap 'exit 9' USR1; echo > {ready}; for i in $(seq 1000); do sleep 0.01; done"
         );
-        let mut child = Child::spawn(&shell(&script), &scope).unwrap();
+        let mut child = Child::spawn(&shell(&script), &scope, Stdio::inherit()).unwrap();
         while fs::read(file.path()).unwrap().is_empty() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -157,7 +159,7 @@ fn signals_reach_the_command() {
         assert_eq!(child.pid(), None);
         child.forward(Signal::SIGTERM).unwrap();
 
-        let mut child = Child::spawn(&shell("sleep 60"), &scope).unwrap();
+        let mut child = Child::spawn(&shell("sleep 60"), &scope, Stdio::inherit()).unwrap();
         child.forward(Signal::SIGTERM).unwrap();
         assert_eq!(code_of(&mut child).await, 128 + 15);
     });
@@ -231,7 +233,7 @@ fn v1_holds_the_command_where_there_is_no_v2() {
     assert_eq!(scope.hierarchy().version, Version::V1 { controller: "cpuacct".into() });
     let code = runtime().block_on(async {
         let script = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; kill -9 $$";
-        code_of(&mut Child::spawn(&shell(script), &scope).unwrap()).await
+        code_of(&mut Child::spawn(&shell(script), &scope, Stdio::inherit()).unwrap()).await
     });
     assert_eq!(code, 128 + 9);
     let usage = fs::read_to_string(scope.directory().join("cpuacct.usage")).unwrap();

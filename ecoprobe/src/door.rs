@@ -2,6 +2,7 @@
 //! to anybody else: whatever is here may be gone tomorrow.
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use clap::Parser as _;
 
@@ -11,6 +12,7 @@ use crate::collector::{Collector, Last};
 use crate::config::Config;
 use crate::energy::books::Books;
 use crate::event::{Event, Header};
+use crate::host::powercap::{self, ZoneKind};
 use crate::view;
 use crate::view::report::{Report, WindowReport};
 
@@ -79,4 +81,11 @@ impl Live {
         self.books.finish();
         view::report(&mut self.books, own)
     }
+}
+
+/// The files of the package counters that powercap shows, one a package.
+pub fn package_counters(sysfs: &Path) -> Vec<PathBuf> {
+    let zones = powercap::zones(sysfs).into_iter();
+    let packages = zones.filter(|zone| zone.kind == ZoneKind::Package && !zone.mmio);
+    packages.map(|zone| zone.path.join("energy_uj")).collect()
 }

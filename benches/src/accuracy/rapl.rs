@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use ecoprobe::collector::Last;
-use ecoprobe::door::Live;
-use ecoprobe::host::powercap::{ZoneKind, zones};
+use ecoprobe::door::{Live, package_counters};
 
 use crate::harness::{Bench, Metric, Outcome, Target};
 use crate::simulators::cgroup::TestCgroup;
@@ -14,11 +13,7 @@ use crate::simulators::load::{Load, Shape};
 /// A job of a known load on one CPU, the package counters read before and after the agent's ticks.
 pub(super) fn counter(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
     const WHAT: &str = "joules against the RAPL counter";
-    let counters: Vec<_> = zones("/sys".as_ref())
-        .into_iter()
-        .filter(|zone| zone.kind == ZoneKind::Package && !zone.mmio)
-        .map(|zone| zone.path.join("energy_uj"))
-        .collect();
+    let counters = package_counters("/sys".as_ref());
     if counters.is_empty() {
         outcome.skip(WHAT, "no RAPL counter on this machine");
         return Ok(());

@@ -8,7 +8,7 @@ use crate::event::sources::CpuFacts;
 
 /// The family of instruction sets, as far as energy counters depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Architecture {
+pub(crate) enum Architecture {
     X86,
     Arm,
     Power,
@@ -29,7 +29,7 @@ impl Architecture {
 
 /// The processor, as far as it says. Of a mixed machine (big.LITTLE) the first CPU speaks for all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CpuModel {
+pub(crate) struct CpuModel {
     /// "GenuineIntel", "AuthenticAMD"; on Arm the implementer, "0x41".
     pub vendor: String,
     /// Decimal; on Arm the architecture.
@@ -49,23 +49,23 @@ pub struct CpuModel {
 
 impl CpuModel {
     /// Reads `cpuinfo` of the procfs at `procfs`; what is not there stays empty.
-    pub fn read(procfs: &Path) -> Self {
+    pub(crate) fn read(procfs: &Path) -> Self {
         Self::parse(&fs::read_to_string(procfs.join("cpuinfo")).unwrap_or_default())
     }
 
-    pub fn architecture(&self) -> Architecture {
+    pub(crate) fn architecture(&self) -> Architecture {
         self.told_architecture.unwrap_or_else(Architecture::ours)
     }
 
     /// A maker whose package counters are by socket, whatever dies its topology shows: the `power`
     /// PMU of some kernels names a CPU for each CCD, and each of these events counts all of the
     /// package (Linux: "perf/x86/rapl: Fix the energy-pkg event for AMD CPUs").
-    pub fn counts_by_socket(&self) -> bool {
+    pub(crate) fn counts_by_socket(&self) -> bool {
         matches!(self.vendor.as_str(), "AuthenticAMD" | "HygonGenuine")
     }
 
     /// What an estimate rests on.
-    pub fn facts(&self, topology: &Topology) -> CpuFacts {
+    pub(crate) fn facts(&self, topology: &Topology) -> CpuFacts {
         CpuFacts {
             vendor: self.vendor.clone(),
             family: self.family,

@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 use super::read_value;
 
 /// `kernel.osrelease`.
-pub fn release(procfs: &Path) -> Option<String> {
+pub(crate) fn release(procfs: &Path) -> Option<String> {
     sysctl(procfs, "kernel/osrelease")
 }
 
 /// A sysctl by its path under `sys/`; `None` where this kernel lacks it.
-pub fn sysctl(procfs: &Path, name: &str) -> Option<String> {
+pub(crate) fn sysctl(procfs: &Path, name: &str) -> Option<String> {
     read_value(&procfs.join("sys").join(name)).ok()
 }
 
 /// The kernel's own BTF.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KernelBtf {
+pub(crate) struct KernelBtf {
     pub bytes: usize,
     /// It describes the arguments of `sched_switch`, so `tp_btf/sched_switch` can attach.
     pub sched_switch: bool,
@@ -29,7 +29,7 @@ pub struct KernelBtf {
 /// # Errors
 ///
 /// Where the kernel was built without `CONFIG_DEBUG_INFO_BTF`, or hides it.
-pub fn btf(sysfs: &Path) -> io::Result<KernelBtf> {
+pub(crate) fn btf(sysfs: &Path) -> io::Result<KernelBtf> {
     // A raw tracepoint's arguments are a typedef of this name. Finding the string costs less than
     // parsing 200,000 types, and nothing else is called so.
     const TYPEDEF: &[u8] = b"\0btf_trace_sched_switch\0";
@@ -40,7 +40,7 @@ pub fn btf(sysfs: &Path) -> io::Result<KernelBtf> {
 
 /// Where the kernel shows its BTF: under `sysfs`, or, if that is a tree without it (a container may
 /// have been given parts of /sys), under /sys: the running kernel's is the same everywhere.
-pub fn btf_path(sysfs: &Path) -> PathBuf {
+pub(crate) fn btf_path(sysfs: &Path) -> PathBuf {
     btf_path_or(sysfs, Path::new("/sys"))
 }
 
@@ -51,7 +51,7 @@ fn btf_path_or(sysfs: &Path, ours: &Path) -> PathBuf {
 }
 
 /// "none", "integrity" or "confidentiality"; `None` without lockdown (or securityfs).
-pub fn lockdown(sysfs: &Path) -> Option<String> {
+pub(crate) fn lockdown(sysfs: &Path) -> Option<String> {
     let modes = read_value(&sysfs.join("kernel/security/lockdown")).ok()?;
     let (_, mode) = modes.split_once('[')?;
     mode.split_once(']').map(|(mode, _)| mode.to_owned())
@@ -59,7 +59,7 @@ pub fn lockdown(sysfs: &Path) -> Option<String> {
 
 /// The capabilities that matter here, by their bit (`linux/capability.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Capability {
+pub(crate) enum Capability {
     DacReadSearch = 2,
     SysAdmin = 21,
     SysResource = 24,
@@ -68,10 +68,10 @@ pub enum Capability {
 }
 
 impl Capability {
-    pub const ALL: [Self; 5] =
+    pub(crate) const ALL: [Self; 5] =
         [Self::Bpf, Self::Perfmon, Self::SysAdmin, Self::DacReadSearch, Self::SysResource];
 
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::DacReadSearch => "CAP_DAC_READ_SEARCH",
             Self::SysAdmin => "CAP_SYS_ADMIN",
@@ -84,17 +84,17 @@ impl Capability {
 
 /// Our effective capabilities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Capabilities(u64);
+pub(crate) struct Capabilities(u64);
 
 impl Capabilities {
     /// From `self/status`; `None` where this procfs does not show us (another pid namespace's).
-    pub fn read(procfs: &Path) -> Option<Self> {
+    pub(crate) fn read(procfs: &Path) -> Option<Self> {
         let status = fs::read_to_string(procfs.join("self/status")).ok()?;
         let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
         u64::from_str_radix(mask.trim(), 16).ok().map(Self)
     }
 
-    pub fn has(self, capability: Capability) -> bool {
+    pub(crate) fn has(self, capability: Capability) -> bool {
         self.0 >> capability as u32 & 1 == 1
     }
 }

@@ -10,7 +10,7 @@ use super::{BadFact, parse_cpu_list, read_value};
 const DIRECTORY: &str = "bus/event_source/devices/power";
 
 #[derive(Debug, Clone, PartialEq)]
-pub struct PowerPmu {
+pub(crate) struct PowerPmu {
     /// `perf_event_attr::type`.
     pub kind: u32,
     /// One CPU for each package (or die): events are opened on these.
@@ -22,7 +22,7 @@ pub struct PowerPmu {
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub struct PmuEvent {
+pub(crate) struct PmuEvent {
     /// "energy-pkg", "energy-ram", "energy-cores", "energy-psys", ...
     pub name: String,
     /// `perf_event_attr::config`, `config1`, `config2`.
@@ -36,7 +36,7 @@ pub struct PmuEvent {
 /// # Errors
 ///
 /// If the PMU's type or its CPUs cannot be told. An event that makes no sense is only a problem.
-pub fn read(sysfs: &Path) -> Result<Option<PowerPmu>, BadFact> {
+pub(crate) fn read(sysfs: &Path) -> Result<Option<PowerPmu>, BadFact> {
     let directory = sysfs.join(DIRECTORY);
     let path = directory.join("type");
     let kind = match read_value(&path) {

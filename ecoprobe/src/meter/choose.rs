@@ -46,7 +46,7 @@ pub enum CpuEnergyChoice {
 
 /// What the decision rests on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
+pub(crate) struct Facts {
     /// `None`: usable.
     pub perf: Option<Unavailable>,
     pub powercap: Option<Unavailable>,
@@ -56,7 +56,7 @@ pub struct Facts {
 
 /// The source to use, and why no better one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Decision {
+pub(crate) struct Decision {
     pub kind: CpuEnergyKind,
     pub notes: Vec<String>,
 }
@@ -68,7 +68,7 @@ pub struct Decision {
 ///
 /// [`Error::Cannot`] if a source was asked for by name and cannot be used; the message says what to
 /// do.
-pub fn decide(choice: CpuEnergyChoice, facts: &Facts) -> Result<Decision, Error> {
+pub(crate) fn decide(choice: CpuEnergyChoice, facts: &Facts) -> Result<Decision, Error> {
     let by_name = |kind, name, unavailable: &Option<Unavailable>| match unavailable {
         None => Ok(Decision { kind, notes: Vec::new() }),
         Some(why) => Err(Error::Cannot(format!(

@@ -16,6 +16,8 @@ pub(crate) struct View {
     pub(crate) mmio: bool,
     /// An earlier view of the same socket that shows the same count, over several of its moves.
     pub(crate) equals: Option<usize>,
+    /// It could be read.
+    pub(crate) works: bool,
 }
 
 /// Who shows the counters.
@@ -62,7 +64,9 @@ pub(crate) fn plan(shown: Shown, views: &[View]) -> Plan {
     let mut again: Vec<Option<Use>> = vec![None; views.len()];
     for (index, view) in views.iter().enumerate() {
         let earlier = (0..index).filter(|&other| again[other].is_none());
-        let mut alike = earlier.filter(|&other| views[other].kind == view.kind);
+        // What does not work takes nobody's place.
+        let stands_in = |&other: &usize| views[other].works || !view.works;
+        let mut alike = earlier.filter(|&other| views[other].kind == view.kind).filter(stands_in);
         again[index] = match (shown, view.package) {
             _ if !matches!(view.kind, ZoneKind::Package | ZoneKind::Dram) => None,
             (_, None) => None,
@@ -77,7 +81,8 @@ pub(crate) fn plan(shown: Shown, views: &[View]) -> Plan {
                     zone == (false, ZoneKind::Package, Some(package))
                 };
                 // The memory-mapped view of a package is left alone with all that lies in it.
-                let mmio = (0..views.len()).find(msr).filter(|_| view.mmio);
+                let mut msr_views = (0..views.len()).filter(msr).filter(stands_in);
+                let mmio = msr_views.next().filter(|_| view.mmio);
                 let named = alike.find(|&other| views[other].package == Some(package));
                 let equals = view.equals.filter(|&other| other < index);
                 mmio.map(|of| Use::Again { of, told: false })
@@ -140,7 +145,7 @@ mod tests {
 
     fn package(name: &str) -> View {
         let package = PackageId::parse(name);
-        View { kind: ZoneKind::Package, package, mmio: false, equals: None }
+        View { kind: ZoneKind::Package, package, mmio: false, equals: None, works: true }
     }
 
     fn dram(name: &str) -> View {
@@ -198,6 +203,21 @@ mod tests {
         assert_eq!(zones(&views[..1]).uses, [read("package-0")]);
         let other = [mmio(package("package-1")), package("package-0")];
         assert_eq!(zones(&other).uses, [read("package-1"), read("package-0")]);
+    }
+
+    #[test]
+    fn what_does_not_work_takes_nobodys_place() {
+        let broken = |view| View { works: false, ..view };
+        let mmio = |view| View { mmio: true, ..view };
+        // The package's registers are refused, their memory-mapped view is not.
+        let views = [mmio(package("package-0")), broken(package("package-0"))];
+        assert_eq!(zones(&views).uses, [read("package-0"), again(0)]);
+        let views = [broken(package("package-0")), package("package-0")];
+        assert_eq!(zones(&views).uses, [read("package-0"), read("package-0")]);
+        // Where none works, the usual one is what is said to be missing.
+        let views = [broken(mmio(package("package-0"))), broken(package("package-0"))];
+        let left_out = Use::Again { of: 1, told: false };
+        assert_eq!(zones(&views).uses, [left_out, read("package-0")]);
     }
 
     #[test]

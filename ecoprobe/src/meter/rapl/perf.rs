@@ -75,23 +75,36 @@ impl PerfMeter {
                 .map(|Place { socket, die }| PackageId { socket, die: Some(die) }),
             mmio: false,
             equals: None,
+            works: true,
         };
         let views: Vec<View> = pmu.cpus.iter().map(view).collect();
         let plan = overlap::plan(Shown::ByEvent { by_socket }, &views);
         let topology = Topology::read(sysfs, possible_cpus, plan.grain);
 
         let mut meter = Self { domains: Vec::new(), groups: Vec::new() };
-        let mut refused = None;
-        for (&cpu, used) in pmu.cpus.iter().zip(plan.uses) {
-            let Use::Read(package) = used else { continue };
-            let errors = meter.open_package(&pmu, cpu, package, &topology);
-            for (name, component, error) in errors {
-                notes.push(format!("{name} is left out: perf_event_open on CPU {cpu}: {error}"));
-                if component == Component::Cpu {
-                    refused.get_or_insert(error);
-                }
+        let mut errors: Vec<(PackageId, Refused)> = Vec::new();
+        for (&cpu, used) in pmu.cpus.iter().zip(&plan.uses) {
+            let package = match *used {
+                Use::Read(package) => package,
+                // It counts the same as another CPU's, and stands in for one that is refused.
+                Use::Again { of, .. } => match plan.uses.get(of) {
+                    Some(&Use::Read(package)) if uncounted(&errors, package) => package,
+                    _ => continue,
+                },
+                _ => continue,
+            };
+            let refused = meter.open_package(&pmu, cpu, package, &topology);
+            if matches!(used, Use::Again { .. }) {
+                errors.retain(|(other, _)| *other != package);
             }
+            errors.extend(refused.into_iter().map(|refused| (package, refused)));
         }
+        notes.extend(errors.iter().map(|(_, Refused { name, cpu, error, .. })| {
+            format!("{name} is left out: perf_event_open on CPU {cpu}: {error}")
+        }));
+        let refused = errors.into_iter().map(|(_, refused)| refused);
+        let refused = refused.filter(|refused| refused.component == Component::Cpu);
+        let refused = refused.map(|refused| refused.error).next();
         if has_package(&meter.domains) {
             return Ok((meter, topology, notes));
         }
@@ -104,14 +117,14 @@ impl PerfMeter {
         })
     }
 
-    /// Opens the events of one package; of those that cannot be, the name and the reason.
+    /// Opens the events of one package that are not open yet; returns those that cannot be.
     fn open_package(
         &mut self,
         pmu: &PowerPmu,
         cpu: usize,
         package: PackageId,
         topology: &Topology,
-    ) -> Vec<(String, Component, io::Error)> {
+    ) -> Vec<Refused> {
         let mut package_name = package.to_string();
         let index = topology.package(&package_name).unwrap_or(0);
         if self.domains.iter().any(|domain| domain.name == package_name) {
@@ -127,6 +140,9 @@ impl PerfMeter {
                 Component::Dram => dram_name(&package_name),
                 _ => package_name.clone(),
             };
+            if self.domains.iter().any(|domain| domain.name == name) {
+                continue;
+            }
             let mut opened = group.add(pmu.kind, event, cpu);
             // One that does not go with the others may go alone.
             if opened.is_err() && group.leader.is_some() {
@@ -137,7 +153,7 @@ impl PerfMeter {
                 }
             }
             if let Err(error) = opened {
-                errors.push((name, component, error));
+                errors.push(Refused { name, component, cpu, error });
                 continue;
             }
             group.domains.push(Some(self.domains.len()));
@@ -155,6 +171,20 @@ impl PerfMeter {
         }
         errors
     }
+}
+
+/// An event that cannot be opened.
+struct Refused {
+    /// Of its domain.
+    name: String,
+    component: Component,
+    cpu: usize,
+    error: io::Error,
+}
+
+/// Whether the package's own event was refused.
+fn uncounted(errors: &[(PackageId, Refused)], package: PackageId) -> bool {
+    errors.iter().any(|(other, it)| *other == package && it.component == Component::Cpu)
 }
 
 impl Counters for PerfMeter {

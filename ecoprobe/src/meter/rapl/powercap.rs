@@ -128,13 +128,14 @@ impl Found {
         let read = |counter: &mut Option<Counter>| counter.as_mut()?.read().err();
         let failed: Vec<Option<ReadError>> = counters.iter_mut().map(read).collect();
         let equals = equal::equal_counters(&zones, &mut counters, &failed);
-        let view = |(zone, equals): (&Zone, Option<usize>)| View {
+        let view = |((zone, equals), failed): ((&Zone, Option<usize>), &Option<ReadError>)| View {
             kind: zone.kind,
             package: zone.package,
             mmio: zone.mmio,
             equals,
+            works: failed.is_none(),
         };
-        let views: Vec<View> = zones.iter().zip(equals).map(view).collect();
+        let views: Vec<View> = zones.iter().zip(equals).zip(&failed).map(view).collect();
         let plan = overlap::plan(Shown::ByZone, &views);
         Self { zones, counters, failed, plan }
     }
