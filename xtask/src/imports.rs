@@ -39,6 +39,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "meter",
             "workload",
             "collector",
+            "energy",
             "recording",
             "output",
             "pipeline",
