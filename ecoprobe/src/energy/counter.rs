@@ -12,10 +12,13 @@ use super::delta::{Delta, Doubt, SLACK, delta, in_range};
 use crate::base::{Joules, Seconds, Watts};
 use crate::event::{Domain, Reading};
 
-/// A power is steep if it is more than this part of the most that the hardware can draw and so many
-/// times the highest seen before. Load may do that, so it is billed, but not before a second reading
+/// A power is steep if it is so many times the highest seen before, and more than this part of the
+/// most that the hardware can draw; of the first power of all, which has nothing to be compared with,
+/// it is more than a larger part. Load may do that, so it is billed, but not before another reading
 /// agrees.
-const STEEP: (f64, f64) = (1.0 / 8.0, 4.0);
+const STEEP_TIMES: f64 = 4.0;
+const STEEP_PART: f64 = 1.0 / 8.0;
+const STEEP_FIRST: f64 = 1.0 / 4.0;
 
 /// What one reading tells.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -38,7 +41,7 @@ pub enum Reason {
     Disorder,
     TooMuch,
     OutOfRange,
-    /// It rose far faster than ever before, and no reading has confirmed that yet.
+    /// It rose far faster than in other readings, and none has confirmed that.
     Unconfirmed,
 }
 
@@ -144,7 +147,9 @@ impl Counter {
     /// The end of the readings: what still waited for another reading is believed now.
     pub fn finish(&mut self, domain: &Domain) -> Option<Outcome> {
         let (base, suspect) = (self.base?, self.suspect?);
-        Some(self.believe(domain, base, suspect.reading, suspect.steep?))
+        let counts = suspect.steep?;
+        self.refused = self.refused.saturating_sub(1);
+        Some(self.believe(domain, base, suspect.reading, counts))
     }
 
     /// Up to when the counter's energy is known.
@@ -177,9 +182,13 @@ impl Counter {
             }
             Delta::Advance(counts) | Delta::Wrapped(counts) => {
                 let power = power(domain, counts, base, now);
-                let (part, times) = STEEP;
-                let steep = |highest: Watts| power > highest * times;
-                if power.0 > domain.max_watts * part && self.highest.is_some_and(steep) {
+                let steep = match self.highest {
+                    Some(highest) => {
+                        power > highest * STEEP_TIMES && power.0 > domain.max_watts * STEEP_PART
+                    }
+                    None => power.0 > domain.max_watts * STEEP_FIRST,
+                };
+                if steep {
                     let suspect = Suspect { reading: now, steep: Some(counts) };
                     return self.doubt(suspect, Reason::Unconfirmed, window);
                 }
@@ -200,6 +209,15 @@ impl Counter {
         let from_base = delta(domain, Some(base), now);
         let from_suspect = delta(domain, Some(suspect.reading), now);
         match (from_base.counts(), from_suspect.counts(), suspect.steep) {
+            // Steep before anything else was seen, and not so again: as well as load that ended it
+            // may be the first reading that was wrong.
+            (_, Some(counts), Some(steep))
+                if self.power.is_none()
+                    && power(domain, steep, base, suspect.reading)
+                        > power(domain, counts, suspect.reading, now) * STEEP_TIMES =>
+            {
+                self.begin_anew(domain, base, suspect, now, counts)
+            }
             (_, Some(counts), Some(steep)) => {
                 self.refused = self.refused.saturating_sub(1);
                 self.believe(domain, base, now, steep.saturating_add(counts))
@@ -333,8 +351,8 @@ impl Counter {
                         worst.0, domain.max_watts
                     ),
                     Reason::OutOfRange => "the counter showed a value beyond its range".to_owned(),
-                    Reason::Unconfirmed => "the counter rose far faster than before, and no \
-                         reading confirmed it"
+                    Reason::Unconfirmed => "the counter rose far faster than in the other \
+                         readings, and none confirmed it"
                         .to_owned(),
                 };
                 let plural = if *windows == 1 { "" } else { "s" };

@@ -101,6 +101,9 @@ fn the_first_reading_is_not_believed_by_itself_either() {
         readings.iter_mut().for_each(|joules| *joules += 7_000.0);
         assert_eq!(sum(&readings), (72.0, vec![(Reason::TooMuch, 1)]), "{error}");
     }
+    // Near enough to be load, but no other window was like it.
+    assert_eq!(sum(&off(&[(0, -600.0)])), (72.0, vec![(Reason::Unconfirmed, 1)]));
+    assert_eq!(sum(&off(&[(0, 600.0)])).0, 72.0);
     // The second was wrong: nothing is lost.
     assert_eq!(sum(&off(&[(1, 5_000.0)])), (80.0, vec![]));
     // Beyond the range it is no reading at all.
@@ -171,8 +174,16 @@ fn a_steep_rise_waits_for_a_second_reading() {
     let last = counter.finish(&domain(None)).unwrap();
     assert_eq!(billed(&[last]), 600.0);
     assert_eq!((counter.finish(&domain(None)), counter.missing().len()), (None, 0));
-    // Neither the first window nor one at a usual power waits.
-    assert_eq!(billed(&run(None, &[Some(0.0), Some(900.0)]).1), 900.0);
+    assert_eq!(counter.sentences(&domain(None)), [""; 0]);
+    // So does the first window of a machine that draws much: there is nothing to compare it with.
+    let busy = [0.0, 900.0, 1_700.0, 2_600.0];
+    let (_, outcomes) = run(None, &busy.map(Some));
+    assert_eq!(outcomes[1], Outcome::Missing(Reason::Unconfirmed));
+    assert_eq!((billed(&outcomes), sum(&busy)), (2_600.0, (2_600.0, vec![])));
+    let (mut counter, _) = run(None, &[Some(0.0), Some(900.0)]);
+    assert_eq!(billed(&[counter.finish(&domain(None)).unwrap()]), 900.0);
+    // Neither one at a usual power does, nor the first one at less.
+    assert_eq!(billed(&run(None, &[Some(0.0), Some(490.0)]).1), 490.0);
     assert_eq!(billed(&run(None, &[Some(0.0), Some(10.0), Some(210.0)]).1), 210.0);
 }
 
