@@ -6,7 +6,7 @@ pub(crate) mod cpu;
 pub(crate) mod kernel;
 pub mod own;
 pub(crate) mod power_pmu;
-pub(crate) mod powercap;
+pub mod powercap;
 pub mod priority;
 pub mod roots;
 pub mod topology;
