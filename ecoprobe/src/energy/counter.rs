@@ -12,18 +12,25 @@ use super::delta::{Delta, Doubt, SLACK, delta, in_range};
 use crate::base::{Joules, Seconds, Watts};
 use crate::event::{Domain, Reading};
 
-/// A power is steep if it is more than this part of the most that the hardware can draw and so many
-/// times the highest seen before. Load may do that, so it is billed, but not before a second reading
+/// A power is steep if it is so many times the highest seen before, and more than this part of the
+/// most that the hardware can draw; of the first power of all, which has nothing to be compared with,
+/// it is more than a larger part. Load may do that, so it is billed, but not before another reading
 /// agrees.
-const STEEP: (f64, f64) = (1.0 / 8.0, 4.0);
+const STEEP_TIMES: f64 = 4.0;
+const STEEP_PART: f64 = 1.0 / 8.0;
+const STEEP_FIRST: f64 = 1.0 / 4.0;
+
+/// So many readings in a row may fail: the next one has what was drawn meanwhile. Of a counter that
+/// was away for longer, what it counted in the time is missing.
+const BRIDGED: u32 = 3;
 
 /// What one reading tells.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Outcome {
-    /// Counting starts here.
+    /// Counting starts here: the first reading of the first sample.
     First,
     /// What was drawn between two instants. They are more than a window apart where readings before
-    /// this one could not be had, or were not believed.
+    /// this one were not believed.
     Energy { from_ns: u64, to_ns: u64, joules: Joules },
     /// Of the newest window nothing is known, for now: a later span may cover it.
     Missing(Reason),
@@ -38,7 +45,7 @@ pub enum Reason {
     Disorder,
     TooMuch,
     OutOfRange,
-    /// It rose far faster than ever before, and no reading has confirmed that yet.
+    /// It rose far faster than in other readings, and none has confirmed that.
     Unconfirmed,
 }
 
@@ -88,6 +95,8 @@ pub struct Counter {
     after: Tally,
     /// Windows whose energy will not come any more.
     missing: Tally,
+    /// How often in a row it could not be read.
+    unread: u32,
     /// Readings since the base that were not believed, and all that turned out to be wrong.
     refused: u64,
     passed_over: u64,
@@ -118,16 +127,25 @@ impl Counter {
             seconds: Seconds::from_ns(length).0,
             worst: Watts(0.0),
         };
-        let Some(now) = reading else { return self.unknown(Reason::Unread, window) };
+        let Some(now) = reading else {
+            self.unread += 1;
+            if self.unread > BRIDGED {
+                // It may come back as another counter.
+                self.begin_at(None);
+            }
+            return self.unknown(Reason::Unread, window);
+        };
+        self.unread = 0;
         if !in_range(domain, now) {
             self.refused += 1;
             return self.unknown(Reason::OutOfRange, window);
         }
         let Some(base) = self.base else {
-            // What was drawn before the first reading nobody knows.
+            // What was drawn before its first reading nobody knows.
             self.after.add(Reason::Unread, window);
-            self.begin_at(now);
-            return Outcome::First;
+            self.begin_at(Some(now));
+            let first = window.windows == 0;
+            return if first { Outcome::First } else { Outcome::Missing(Reason::Unread) };
         };
         match self.suspect {
             None => self.after_belief(domain, base, now, window),
@@ -138,7 +156,9 @@ impl Counter {
     /// The end of the readings: what still waited for another reading is believed now.
     pub fn finish(&mut self, domain: &Domain) -> Option<Outcome> {
         let (base, suspect) = (self.base?, self.suspect?);
-        Some(self.believe(domain, base, suspect.reading, suspect.steep?))
+        let counts = suspect.steep?;
+        self.refused = self.refused.saturating_sub(1);
+        Some(self.believe(domain, base, suspect.reading, counts))
     }
 
     /// Up to when the counter's energy is known.
@@ -166,14 +186,18 @@ impl Counter {
         match step {
             Delta::Advance(_) if self.is_back_on_the_former_line(domain, base, now) => {
                 self.after.add(Reason::WentBack, window);
-                self.begin_at(now);
+                self.begin_at(Some(now));
                 Outcome::Missing(Reason::WentBack)
             }
             Delta::Advance(counts) | Delta::Wrapped(counts) => {
                 let power = power(domain, counts, base, now);
-                let (part, times) = STEEP;
-                let steep = |highest: Watts| power > highest * times;
-                if power.0 > domain.max_watts * part && self.highest.is_some_and(steep) {
+                let steep = match self.highest {
+                    Some(highest) => {
+                        power > highest * STEEP_TIMES && power.0 > domain.max_watts * STEEP_PART
+                    }
+                    None => power.0 > domain.max_watts * STEEP_FIRST,
+                };
+                if steep {
                     let suspect = Suspect { reading: now, steep: Some(counts) };
                     return self.doubt(suspect, Reason::Unconfirmed, window);
                 }
@@ -194,6 +218,15 @@ impl Counter {
         let from_base = delta(domain, Some(base), now);
         let from_suspect = delta(domain, Some(suspect.reading), now);
         match (from_base.counts(), from_suspect.counts(), suspect.steep) {
+            // Steep before anything else was seen, and not so again: as well as load that ended it
+            // may be the first reading that was wrong.
+            (_, Some(counts), Some(steep))
+                if self.power.is_none()
+                    && power(domain, steep, base, suspect.reading)
+                        > power(domain, counts, suspect.reading, now) * STEEP_TIMES =>
+            {
+                self.begin_anew(domain, base, suspect, now, counts)
+            }
             (_, Some(counts), Some(steep)) => {
                 self.refused = self.refused.saturating_sub(1);
                 self.believe(domain, base, now, steep.saturating_add(counts))
@@ -244,7 +277,7 @@ impl Counter {
             Delta::Ambiguous(Doubt::MoreWraps) => {
                 // Nothing is wrong with the reading: too much time went by.
                 self.after.add(Reason::MoreWraps, window);
-                self.begin_at(now);
+                self.begin_at(Some(now));
                 return Outcome::Missing(Reason::MoreWraps);
             }
             // A counter that could not be read meanwhile may well have begun again.
@@ -273,10 +306,10 @@ impl Counter {
     }
 
     /// Nothing before `now` will be billed any more.
-    fn begin_at(&mut self, now: Reading) {
+    fn begin_at(&mut self, now: Option<Reading>) {
         self.missing.take(&mut self.before);
         self.missing.take(&mut self.after);
-        (self.base, self.suspect, self.former) = (Some(now), None, None);
+        (self.base, self.suspect, self.former) = (now, None, None);
         self.refused = 0;
     }
 
@@ -329,8 +362,8 @@ impl Counter {
                         worst.0, domain.max_watts
                     ),
                     Reason::OutOfRange => "the counter showed a value beyond its range".to_owned(),
-                    Reason::Unconfirmed => "the counter rose far faster than before, and no \
-                         reading confirmed it"
+                    Reason::Unconfirmed => "the counter rose far faster than in the other \
+                         readings, and none confirmed it"
                         .to_owned(),
                 };
                 let plural = if *windows == 1 { "" } else { "s" };

@@ -1,13 +1,13 @@
 //! Facts about this machine. Everything here reads files and decides nothing: what follows from a
 //! fact is for a pure function elsewhere. Root paths are arguments, so a test tree is a machine.
 
-pub mod btf;
-pub mod cpu;
-pub mod kernel;
-pub mod mounts;
+pub(crate) mod btf;
+pub(crate) mod cpu;
+pub(crate) mod kernel;
+pub(crate) mod mounts;
 pub mod own;
-pub mod power_pmu;
-pub mod powercap;
+pub(crate) mod power_pmu;
+pub(crate) mod powercap;
 pub mod priority;
 pub mod roots;
 pub mod stdout;

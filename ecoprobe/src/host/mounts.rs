@@ -177,33 +177,6 @@ fn mount_id(path: &Path) -> Option<u64> {
     (found.stx_mask & libc::STATX_MNT_ID != 0).then_some(found.stx_mnt_id)
 }
 
-/// The cgroup hierarchies that count CPU time.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CgroupMounts {
-    pub v2: Option<PathBuf>,
-    /// The v1 hierarchy that `cpuacct` (or else `cpu`) is bound to.
-    pub v1: Option<PathBuf>,
-}
-
-impl CgroupMounts {
-    /// From the mount table of `procfs`: what can be reached.
-    pub fn read(procfs: &Path) -> Self {
-        Self::of(&Mounts::read(procfs).unwrap_or_default())
-    }
-
-    fn of(mounts: &Mounts) -> Self {
-        let find = |file_system: &str, option: Option<&str>| {
-            let found = mounts.cgroups().find(|mount| {
-                mount.file_system == file_system
-                    && option.is_none_or(|option| mount.options.iter().any(|one| one == option))
-            });
-            found.map(|mount| mount.point.clone())
-        };
-        let v1 = |controller| find("cgroup", Some(controller));
-        Self { v2: find("cgroup2", None), v1: v1("cpuacct").or_else(|| v1("cpu")) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,22 +237,6 @@ mod tests {
         assert_eq!(reachable(&above), ["/none"]);
         // A circle ends.
         reachable("5000001 5000002 0:1 / /a rw - x x rw\n5000002 5000001 0:1 / /a rw - x x rw\n");
-    }
-
-    #[test]
-    fn hierarchies_that_count_cpu_time() {
-        let path = |path: &str| Some(PathBuf::from(path));
-        let hybrid = "\
-            9000001 1 0:1 / /none/cpu,cpuacct rw - cgroup x rw,cpu,cpuacct\n\
-            9000002 1 0:2 / /none/systemd rw - cgroup x rw,name=systemd\n\
-            9000003 1 0:3 / /none/uni\\040fied rw - cgroup2 x rw\n";
-        let found = CgroupMounts::of(&Mounts::parse(hybrid.as_bytes()));
-        assert_eq!((found.v2, found.v1), (path("/none/uni fied"), path("/none/cpu,cpuacct")));
-        let split = "\
-            9000001 1 0:1 / /none/cpu rw - cgroup x rw,cpu\n\
-            9000002 1 0:2 / /none/acct rw - cgroup x rw,cpuacct\nx y\n\n";
-        let found = CgroupMounts::of(&Mounts::parse(split.as_bytes()));
-        assert_eq!((found.v2, found.v1), (None, path("/none/acct")));
     }
 
     #[test]

@@ -101,12 +101,16 @@ fn the_first_reading_is_not_believed_by_itself_either() {
         readings.iter_mut().for_each(|joules| *joules += 7_000.0);
         assert_eq!(sum(&readings), (72.0, vec![(Reason::TooMuch, 1)]), "{error}");
     }
+    // Near enough to be load, but no other window was like it.
+    assert_eq!(sum(&off(&[(0, -600.0)])), (72.0, vec![(Reason::Unconfirmed, 1)]));
+    assert_eq!(sum(&off(&[(0, 600.0)])).0, 72.0);
     // The second was wrong: nothing is lost.
     assert_eq!(sum(&off(&[(1, 5_000.0)])), (80.0, vec![]));
     // Beyond the range it is no reading at all.
     let beyond = [Some(70_000.0), Some(1_000.0), Some(1_008.0)];
     let (counter, outcomes) = run(Some(RANGE), &beyond);
-    assert_eq!(outcomes[..2], [Outcome::Missing(Reason::OutOfRange), Outcome::First]);
+    let unknown = [Reason::OutOfRange, Reason::Unread].map(Outcome::Missing);
+    assert_eq!(outcomes[..2], unknown);
     assert_eq!(billed(&outcomes), 8.0);
     assert_eq!(counter.missing()[&Reason::Unread].windows, 1);
 }
@@ -170,15 +174,24 @@ fn a_steep_rise_waits_for_a_second_reading() {
     let last = counter.finish(&domain(None)).unwrap();
     assert_eq!(billed(&[last]), 600.0);
     assert_eq!((counter.finish(&domain(None)), counter.missing().len()), (None, 0));
-    // Neither the first window nor one at a usual power waits.
-    assert_eq!(billed(&run(None, &[Some(0.0), Some(900.0)]).1), 900.0);
+    assert_eq!(counter.sentences(&domain(None)), [""; 0]);
+    // So does the first window of a machine that draws much: there is nothing to compare it with.
+    let busy = [0.0, 900.0, 1_700.0, 2_600.0];
+    let (_, outcomes) = run(None, &busy.map(Some));
+    assert_eq!(outcomes[1], Outcome::Missing(Reason::Unconfirmed));
+    assert_eq!((billed(&outcomes), sum(&busy)), (2_600.0, (2_600.0, vec![])));
+    let (mut counter, _) = run(None, &[Some(0.0), Some(900.0)]);
+    assert_eq!(billed(&[counter.finish(&domain(None)).unwrap()]), 900.0);
+    // Neither one at a usual power does, nor the first one at less.
+    assert_eq!(billed(&run(None, &[Some(0.0), Some(490.0)]).1), 490.0);
     assert_eq!(billed(&run(None, &[Some(0.0), Some(10.0), Some(210.0)]).1), 210.0);
 }
 
 #[test]
-fn what_could_not_be_read_is_in_the_next_reading() {
+fn what_could_not_be_read_for_a_moment_is_in_the_next_reading() {
+    let unread = Outcome::Missing(Reason::Unread);
     let (counter, outcomes) = run(None, &[Some(0.0), Some(50.0), None, None, Some(200.0)]);
-    assert_eq!(outcomes[2..4], [Outcome::Missing(Reason::Unread); 2]);
+    assert_eq!(outcomes[2..4], [unread; 2]);
     let Outcome::Energy { from_ns, to_ns, joules } = outcomes[4] else { panic!("{outcomes:?}") };
     assert_eq!((from_ns, to_ns, joules), (6 * SECOND, 9 * SECOND, Joules(150.0)));
     assert!(counter.missing().is_empty());
@@ -188,12 +201,24 @@ fn what_could_not_be_read_is_in_the_next_reading() {
     assert_eq!(billed(&outcomes), 100.0);
     let unread = counter.missing();
     assert_eq!((unread.len(), unread[&Reason::Unread].windows), (1, 3));
+}
+
+#[test]
+fn what_is_drawn_while_it_cannot_be_read_for_long_is_missing() {
+    let mut readings = vec![Some(0.0), Some(50.0)];
+    readings.extend([None; 4]);
+    readings.extend([Some(300.0), Some(350.0)]);
+    let (counter, outcomes) = run(None, &readings);
+    assert_eq!(outcomes[2..7], [Outcome::Missing(Reason::Unread); 5]);
+    assert_eq!(billed(&outcomes), 100.0);
+    let missing = Missing { windows: 5, seconds: 5.0, ..Missing::default() };
+    assert_eq!(counter.missing(), BTreeMap::from([(Reason::Unread, missing)]));
     // Gone for good.
     let (counter, _) = run(None, &[Some(0.0), None, None]);
     assert_eq!(counter.missing()[&Reason::Unread].seconds, 2.0);
-    // Never there.
+    // Never there before.
     let (counter, outcomes) = run(None, &[None, None, Some(5.0), Some(6.0)]);
-    assert_eq!((outcomes[2], billed(&outcomes)), (Outcome::First, 1.0));
+    assert_eq!(billed(&outcomes), 1.0);
     assert_eq!(counter.missing()[&Reason::Unread].windows, 2);
 }
 

@@ -8,9 +8,10 @@ use crate::event::{Domain, Reading};
 use crate::meter::EnergyMeter;
 
 /// How long a counter may stay at zero before it is taken for dead. The registers move every
-/// millisecond or so, by 61 µJ a step at most machines: at 1 W 20 ms are hundreds of steps. Three
-/// times as much is for counters that somebody else keeps, such as a hypervisor's helper.
-const TRIAL: Duration = Duration::from_millis(60);
+/// millisecond or so, by 61 µJ a step at most machines: at 1 W 20 ms are hundreds of steps. Ten times
+/// as much is for counters that a program keeps, such as a hypervisor's helper, on a busy machine; a
+/// counter that counts makes nobody wait.
+const TRIAL: Duration = Duration::from_millis(200);
 
 /// A meter whose dead counters can be left out.
 pub(crate) trait Counters: EnergyMeter {

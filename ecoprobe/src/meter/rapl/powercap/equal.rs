@@ -12,9 +12,9 @@ use crate::host::powercap::Zone;
 /// A register moves every millisecond; an idle pair may be equal once, but does not stay so.
 const MOVES: usize = 4;
 const AT_LEAST: Duration = Duration::from_millis(10);
-/// What does not move so often in this time, or not at all in that, is not known to be one.
-const AT_MOST: Duration = Duration::from_millis(500);
-const FIRST_MOVE: Duration = Duration::from_millis(150);
+/// What does not move so often in this time is not known to be one. No register takes as long: it is
+/// for counters that a program keeps, on a machine that is busy.
+const AT_MOST: Duration = Duration::from_secs(1);
 /// Looks at one pair before it counts as different: whoever writes the counts of a test tree may be
 /// between the two.
 const LOOKS: usize = 3;
@@ -69,7 +69,8 @@ fn are_one(counters: &mut [Option<Counter>], a: usize, b: usize) -> bool {
         if moves > MOVES && began.elapsed() >= AT_LEAST {
             return true;
         }
-        if moves == 1 && began.elapsed() >= FIRST_MOVE {
+        // Dead counters are another matter.
+        if seen == 0 && began.elapsed() >= AT_LEAST {
             return false;
         }
         std::thread::sleep(Duration::from_millis(1));
