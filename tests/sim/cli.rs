@@ -230,7 +230,7 @@ pub fn assert_closed(view: &Value) {
             continue;
         };
         let parts = [idle, of_workloads, other, unattributed];
-        assert!(parts.iter().all(|part| *part >= 0.0), "{component}: {books}");
+        assert!(parts.iter().all(|part| *part >= 0.0), "invariant: {component}: {books}");
         assert_equal(parts.iter().sum(), measured, component);
         billed += of_workloads;
     }
@@ -244,10 +244,13 @@ pub fn assert_closed(view: &Value) {
     }
 }
 
-/// To one part in 10⁹.
+/// To one part in 10⁹: no load of a machine explains less.
 #[track_caller]
 pub fn assert_equal(found: f64, expected: f64, what: &str) {
-    assert!((found - expected).abs() <= 1e-9 * expected.abs(), "{what}: {found} not {expected}");
+    assert!(
+        (found - expected).abs() <= 1e-9 * expected.abs(),
+        "invariant: {what}: {found} not {expected}"
+    );
 }
 
 #[track_caller]

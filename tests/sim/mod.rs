@@ -24,12 +24,3 @@ pub mod machine;
 pub use feeder::{CpuClock, Feed, Feeder, Power, Truth};
 #[allow(unused_imports, reason = "no test uses all of it")]
 pub use machine::{Layout, Machine, Sysfs, Zone};
-
-/// Says what this host lacks for a test that then returns. Past the test harness, which would keep
-/// it to itself: what was left out must be seen.
-pub fn skip(why: &str) {
-    use std::io::Write as _;
-
-    let thread = std::thread::current();
-    let _ = writeln!(std::io::stderr(), "skipped: {}: {why}", thread.name().unwrap_or("a test"));
-}
