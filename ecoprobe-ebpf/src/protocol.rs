@@ -192,6 +192,9 @@ pub struct Snapshot {
     pub tgid: u32,
     pub slot: u32,
     pub seen: u32,
+    /// As it stands, whichever slice it speaks of.
+    pub cuts: u64,
+    /// Of the slice that runs.
     pub cut_count: u64,
     pub cut_mono_ns: [u64; MAX_CUTS],
     pub cut_slot: [u32; MAX_CUTS],
@@ -218,10 +221,12 @@ impl Snapshot {
                 tgid: cpu.load_half(Half::Tgid),
                 slot: cpu.load_half(Half::Slot),
                 seen: cpu.load_half(Half::Seen),
-                cut_count: cut_count(cpu.load(Word::Cuts), seq),
+                cuts: cpu.load(Word::Cuts),
+                cut_count: 0,
                 cut_mono_ns: [0; MAX_CUTS],
                 cut_slot: [0; MAX_CUTS],
             };
+            snapshot.cut_count = cut_count(snapshot.cuts, seq);
             if snapshot.cut_count > 0 {
                 cpu.fence();
                 for i in 0..MAX_CUTS {
@@ -300,15 +305,17 @@ impl Reader {
             if state.task == 0 {
                 return Picture::Unknown;
             }
-            if self.flushes != Some(state.flushes) {
+            let scan = self.flushes != Some(state.flushes);
+            if scan {
                 for slot in 0..slots {
                     total(slot, cpu.counter(slot));
                 }
                 self.flushes = Some(state.flushes);
             }
             // The CPU takes no notice of cuts before `generation` tells it of them.
-            let cut = state.cut_count > 0 && state.seen != generation;
-            let state = if cut { state } else { Snapshot { cut_count: 0, ..state } };
+            let cut = state.cut_count > 0;
+            let told = state.seen != generation;
+            let state = if told { state } else { Snapshot { cut_count: 0, ..state } };
             let pieces = state.pieces(now);
             let mut totals = [(0, 0); MAX_CUTS + 1];
             let count = state.cut_count as usize + 1;
@@ -321,11 +328,12 @@ impl Reader {
                 let of_slot = pieces.iter().take(count).filter(|(of, _)| *of == slot);
                 totals[i] = (slot, before.wrapping_add(of_slot.map(|(_, ns)| ns).sum()));
             }
-            if cut {
-                cpu.fence();
-                if cpu.load(Word::Seq) != state.seq {
-                    continue;
-                }
+            // Else the row may have a piece of a slice that was reckoned to run on uncut.
+            cpu.fence();
+            if (cut && cpu.load(Word::Seq) != state.seq)
+                || (scan && cpu.load(Word::Cuts) != state.cuts)
+            {
+                continue;
             }
             total(state.slot, state.slot_ns);
             total(SLOT_IDLE, state.idle_ns);

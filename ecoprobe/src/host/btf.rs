@@ -100,6 +100,12 @@ impl KernelLayout {
         offset.map(|&offset| offset.into()).ok_or_else(|| missing(of, member))
     }
 
+    /// A kernel that says something else.
+    #[cfg(test)]
+    pub(crate) fn set_offset(&mut self, of: &'static str, member: &'static str, offset: u32) {
+        self.offsets.insert((of, member), offset);
+    }
+
     /// Index of a controller in `css_set.subsys`; `None` if this kernel lacks it.
     pub fn subsystem(&self, controller: &str) -> Option<u32> {
         self.subsystems.get(controller).copied()

@@ -13,7 +13,7 @@
 
 use std::collections::HashMap;
 
-use ecoprobe_ebpf::{MAX_CUTS, SLOT_FIRST, SLOT_OTHER};
+use ecoprobe_ebpf::{MAX_CUTS, SLOT_FIRST};
 
 use crate::base::WorkloadId;
 use crate::event::CpuTimes;
@@ -235,9 +235,6 @@ impl Slots {
         self.accounts.list(out);
     }
 }
-
-/// Whoever owns `slot` 0, for those who bill.
-pub(super) const NOBODYS: u32 = SLOT_OTHER;
 
 /// The CPU time of workloads, which may have had several slots.
 #[derive(Debug)]

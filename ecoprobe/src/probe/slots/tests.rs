@@ -1,1 +1,170 @@
+use super::*;
+use crate::event::PackageTime;
 
+const MS: u64 = 1_000_000;
+const IDLE_CPU: View = View::Slots { held: 0, running: None, cuts: [None; MAX_CUTS] };
+
+fn runs(slot: u32) -> View {
+    View::Slots { held: slot, running: Some(slot), cuts: [None; MAX_CUTS] }
+}
+
+fn new(slot: Begin) -> u32 {
+    match slot {
+        Begin::New(slot) => slot,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A reading at that time; the cgroups that are deselected, and the workloads that have ended.
+fn settle(slots: &mut Slots, now: u64, views: &[View]) -> (Vec<u64>, Vec<u64>) {
+    let mut ended = Vec::new();
+    slots.release(now, views, &mut ended);
+    let deselected = std::iter::from_fn(|| slots.deselect(now)).collect();
+    (deselected, ended.into_iter().map(|id| id.0).collect())
+}
+
+fn listed(slots: &mut Slots) -> Vec<(u64, u64)> {
+    let mut times = CpuTimes { packages: vec![PackageTime::default()], ..CpuTimes::default() };
+    slots.list(&mut times);
+    times.packages[0].workloads.iter().map(|(id, ns)| (id.0, *ns)).collect()
+}
+
+#[test]
+fn a_slot_is_used_again_when_nobody_counts_there_any_more() {
+    let mut slots = Slots::new(SLOT_FIRST + 1, 1);
+    let slot = new(slots.begin(WorkloadId(7), 70));
+    assert_eq!(slots.begin(WorkloadId(8), 80), Begin::NoRoom);
+    slots.end(70, 0);
+    assert_eq!(slots.begin(WorkloadId(8), 80), Begin::NoRoom);
+    // A dying task runs on in the removed cgroup: that is the workload's.
+    assert_eq!(settle(&mut slots, 150 * MS, &[runs(slot)]), (vec![], vec![]));
+    assert!(slots.bill(0, slot, 5));
+    assert_eq!(settle(&mut slots, 160 * MS, &[IDLE_CPU]), (vec![70], vec![]));
+    // A CPU was in the middle of a switch.
+    assert_eq!(settle(&mut slots, 300 * MS, &[View::Unknown, IDLE_CPU]), (vec![], vec![]));
+    // An idle CPU still holds it: whatever it counts next may go there.
+    let holds = View::Slots { held: slot, running: None, cuts: [None; MAX_CUTS] };
+    assert_eq!(settle(&mut slots, 400 * MS, &[holds]), (vec![], vec![]));
+    // A slice was cut, and its later part is this slot's.
+    let cuts = [Some(slot), None, None];
+    let cut = View::Slots { held: 0, running: Some(0), cuts };
+    assert_eq!(settle(&mut slots, 500 * MS, &[cut]), (vec![], vec![]));
+    assert_eq!(slots.begin(WorkloadId(8), 80), Begin::NoRoom);
+    assert_eq!(settle(&mut slots, 600 * MS, &[View::Nothing, IDLE_CPU]), (vec![], vec![7]));
+    assert!(!slots.is_settling());
+    assert!(!slots.bill(0, slot, 1), "a free slot is nobody's");
+    assert_eq!(slots.begin(WorkloadId(8), 80), Begin::New(slot));
+    assert!(slots.bill(0, slot, 3));
+    assert_eq!(listed(&mut slots), [(7, 5), (8, 3)]);
+}
+
+#[test]
+fn a_cgroup_that_is_deselected_while_tasks_run_there_is_not_waited_for() {
+    let mut slots = Slots::new(SLOT_FIRST + 1, 1);
+    let slot = new(slots.begin(WorkloadId(1), 10));
+    slots.end(10, 0);
+    assert_eq!(settle(&mut slots, 999 * MS, &[runs(slot)]).0, [0; 0]);
+    assert_eq!(settle(&mut slots, 1_000 * MS, &[runs(slot)]).0, [10]);
+    // But no one else gets the slot before they have left it.
+    assert_eq!(settle(&mut slots, 9_000 * MS, &[runs(slot)]).1, [0; 0]);
+    assert_eq!(settle(&mut slots, 9_001 * MS, &[IDLE_CPU]).1, [1]);
+}
+
+#[test]
+fn a_service_that_restarts_is_one_workload() {
+    let mut slots = Slots::new(SLOT_FIRST + 4, 1);
+    let first = new(slots.begin(WorkloadId(1), 10));
+    slots.bill(0, first, 100);
+    slots.end(10, 0);
+    // At once, while the old cgroup is settling ...
+    let second = new(slots.begin(WorkloadId(1), 11));
+    slots.bill(0, second, 10);
+    slots.bill(0, first, 1);
+    assert_eq!(listed(&mut slots), [(1, 111)]);
+    assert_eq!(settle(&mut slots, 200 * MS, &[IDLE_CPU]), (vec![10], vec![]));
+    assert_eq!(settle(&mut slots, 400 * MS, &[IDLE_CPU]), (vec![], vec![]));
+    // ... and after it has ended altogether.
+    slots.end(11, 400 * MS);
+    settle(&mut slots, 600 * MS, &[IDLE_CPU]);
+    assert_eq!(settle(&mut slots, 800 * MS, &[IDLE_CPU]), (vec![], vec![1]));
+    let third = new(slots.begin(WorkloadId(1), 12));
+    slots.bill(0, third, 1_000);
+    assert_eq!(listed(&mut slots), [(1, 1_111)]);
+}
+
+#[test]
+fn a_cgroup_that_ends_and_begins_again_keeps_its_slot() {
+    let mut slots = Slots::new(SLOT_FIRST + 4, 1);
+    new(slots.begin(WorkloadId(1), 10));
+    slots.end(10, 0);
+    assert_eq!(slots.begin(WorkloadId(1), 10), Begin::Known);
+    assert_eq!(settle(&mut slots, 9_000 * MS, &[IDLE_CPU]), (vec![], vec![]));
+    assert!(!slots.is_settling());
+}
+
+#[test]
+fn a_cgroup_may_change_hands() {
+    let mut slots = Slots::new(SLOT_FIRST + 4, 1);
+    let first = new(slots.begin(WorkloadId(1), 10));
+    let second = new(slots.begin(WorkloadId(2), 10));
+    assert_ne!(first, second);
+    // Ending it ends the second one's.
+    slots.end(10, u64::MAX / 4);
+    let (deselected, ended) = settle(&mut slots, u64::MAX / 2, &[IDLE_CPU]);
+    assert_eq!((deselected, ended), (vec![10], vec![1]));
+}
+
+#[test]
+fn only_what_has_changed_is_listed_and_by_id() {
+    let mut slots = Slots::new(SLOT_FIRST + 9, 2);
+    let by_id: Vec<u32> = [5, 2, 9, 1].map(|id| new(slots.begin(WorkloadId(id), id * 10))).to_vec();
+    for slot in &by_id {
+        slots.bill(0, *slot, 1);
+    }
+    slots.bill(2, by_id[2], 7);
+    let mut times = CpuTimes { packages: vec![PackageTime::default(); 2], ..CpuTimes::default() };
+    slots.list(&mut times);
+    let ids =
+        |package: &PackageTime| package.workloads.iter().map(|(id, _)| id.0).collect::<Vec<_>>();
+    assert_eq!(ids(&times.packages[0]), [1, 2, 5, 9]);
+    assert_eq!(ids(&times.packages[1]), [0; 0]);
+    assert_eq!(times.unplaced.workloads, [(WorkloadId(9), 7)]);
+    slots.bill(0, by_id[1], 1);
+    slots.list(&mut times);
+    assert_eq!(times.packages[0].workloads, [(WorkloadId(2), 2)]);
+    assert_eq!(times.unplaced.workloads, []);
+}
+
+/// A week of jobs through few slots: nothing is kept of those that are forgotten.
+#[test]
+fn accounts_do_not_grow_with_jobs() {
+    let mut slots = Slots::new(SLOT_FIRST + 8, 1);
+    let mut now = 0;
+    for job in 0..10_000 {
+        let slot = new(slots.begin(WorkloadId(job), job));
+        slots.bill(0, slot, job + 1);
+        assert_eq!(listed(&mut slots), [(job, job + 1)]);
+        slots.end(job, now);
+        now += 200 * MS;
+        settle(&mut slots, now, &[IDLE_CPU]);
+        now += 200 * MS;
+        let (_, ended) = settle(&mut slots, now, &[IDLE_CPU]);
+        assert_eq!(ended, [job]);
+        slots.forget(WorkloadId(job));
+    }
+    assert_eq!(slots.accounts.ids.len(), 1);
+    assert!(slots.accounts.by_id.is_empty() && slots.by_cgroup.is_empty());
+    assert_eq!(slots.used(), SLOT_FIRST + 1);
+}
+
+/// Nonsense from outside of any kind.
+#[test]
+fn slots_of_nobody_are_no_panic() {
+    let mut slots = Slots::new(SLOT_FIRST + 1, 1);
+    slots.end(1, 0);
+    slots.forget(WorkloadId(1));
+    slots.undo(1);
+    assert!(!slots.bill(0, u32::MAX, 1) && !slots.bill(0, 0, 1) && !slots.bill(9, 3, 1));
+    let views = [View::Slots { held: u32::MAX, running: Some(99), cuts: [Some(77); MAX_CUTS] }];
+    settle(&mut slots, u64::MAX, &views);
+}
