@@ -24,7 +24,7 @@ use crate::workload::hierarchy::Hierarchy;
 use crate::workload::names::Change;
 use crate::workload::owner::{Owner, Owners, Watched};
 
-/// After how many readings in a row that failed it is said that a counter cannot be read.
+/// So many readings in a row of a counter may fail before it is said to be away.
 const PATIENCE: u32 = 3;
 
 /// How long the GPU driver has for its last readings.
@@ -87,6 +87,7 @@ pub struct Collector {
     /// Buffers of the tick.
     sample: Sample,
     readings: Vec<Result<Reading, String>>,
+    of_meter: Vec<Result<Reading, String>>,
     gpu_events: Vec<Event>,
     ended: Vec<WorkloadId>,
     /// What was found while opening.
@@ -181,6 +182,7 @@ impl Collector {
             looked_ns: 0,
             sample: Sample::default(),
             readings: Vec::new(),
+            of_meter: Vec::new(),
             gpu_events: Vec::new(),
             ended: Vec::new(),
             found: energy
@@ -227,7 +229,9 @@ impl Collector {
     pub fn tick(&mut self, last: Last, ends_window: bool, emit: &mut dyn FnMut(&Event)) {
         let start = monotonic_ns();
         self.read();
-        self.sample.ends_window = ends_window;
+        // The window that covers a counter's short failure has its energy, too.
+        let fails = last == Last::No && self.counters.fails_for_a_moment(&self.readings);
+        self.sample.ends_window = ends_window && !fails;
         // What the GPU meter's thread has published; the driver itself is never waited for.
         if let Some(gpu) = &self.gpu {
             gpu.drain(&mut self.gpu_events);
@@ -261,12 +265,14 @@ impl Collector {
 
     fn read(&mut self) {
         self.sample.mono_ns = self.probe.read(&mut self.sample.cpu, &mut self.ended);
+        self.readings.clear();
+        for meter in &mut self.meters {
+            meter.read(&mut self.of_meter);
+            self.readings.append(&mut self.of_meter);
+        }
         let energy = &mut self.sample.energy;
         energy.clear();
-        for meter in &mut self.meters {
-            meter.read(&mut self.readings);
-            energy.extend(self.readings.iter().map(|reading| reading.as_ref().ok().copied()));
-        }
+        energy.extend(self.readings.iter().map(|reading| reading.as_ref().ok().copied()));
         // What is estimated has no counter.
         energy.resize(self.domains, None);
     }
@@ -364,27 +370,37 @@ impl Counters {
         Self { failures: vec![0; names.len()], names }
     }
 
+    /// Whether a counter cannot be read that could just before.
+    fn fails_for_a_moment(&self, readings: &[Result<Reading, String>]) -> bool {
+        let mut counters = readings.iter().zip(&self.failures);
+        counters.any(|(reading, failures)| reading.is_err() && *failures < PATIENCE)
+    }
+
     /// What there is to say about counters that cannot be read, or can again.
     fn judge(&mut self, readings: &[Result<Reading, String>], last: Last) -> Vec<String> {
         let mut news = Vec::new();
         for ((name, failures), reading) in self.names.iter().zip(&mut self.failures).zip(readings) {
-            let Err(why) = reading else {
-                if *failures >= PATIENCE {
-                    news.push(format!("{name}: the energy counter can be read again"));
+            let known = *failures > PATIENCE;
+            match reading {
+                Ok(_) => {
+                    *failures = 0;
+                    if known {
+                        news.push(format!("{name}: the energy counter can be read again"));
+                    }
                 }
-                *failures = 0;
-                continue;
-            };
-            let before = *failures;
-            *failures = failures.saturating_add(1);
-            if before >= PATIENCE || (*failures < PATIENCE && last == Last::No) {
-                continue;
+                Err(why) => {
+                    *failures = failures.saturating_add(1);
+                    if last == Last::Yes {
+                        *failures = (*failures).max(PATIENCE + 1);
+                    }
+                    if !known && *failures > PATIENCE {
+                        news.push(format!(
+                            "{name}: the energy counter cannot be read: {why}; what was counted \
+                             before stays in the report, what it counts from here on is missing"
+                        ));
+                    }
+                }
             }
-            *failures = (*failures).max(PATIENCE);
-            news.push(format!(
-                "{name}: the energy counter cannot be read: {why}; what was counted before stays in \
-                 the report, what it counts from here on is missing"
-            ));
         }
         news
     }
