@@ -230,6 +230,11 @@ impl Curve {
         (to_ns > from_ns).then(|| (to - from) / ((to_ns - from_ns) as f64 * 1e-9))
     }
 
+    #[cfg(test)]
+    pub(super) fn knots(&self) -> usize {
+        self.knots.len()
+    }
+
     /// The counter's last reading.
     pub(super) fn last_count(&self) -> Option<u64> {
         self.last.map(|(_, count)| count)

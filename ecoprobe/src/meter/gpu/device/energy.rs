@@ -21,6 +21,9 @@ pub(in crate::meter::gpu) const FIRST_MOVE_WITHIN: Duration = Duration::from_mil
 const STILL_NS: u64 = 3_000_000_000;
 const STILL_REFRESHES: u64 = 5;
 
+/// How much of the power that is read beside the counter is kept while that does not move.
+const KEPT_NS: u64 = 60_000_000_000;
+
 /// A counter need not move on a device that draws less than this: it may be off. Milliwatts.
 const DRAWS_MW: f64 = 1000.0;
 
@@ -279,6 +282,10 @@ impl Device {
         };
         let Some(Timed { ns, value }) = power else { return };
         let stand_in = &mut self.state.stand_in;
+        // A device may be off for weeks.
+        if stand_in.ends().is_some_and(|[(first_ns, _), _]| ns.saturating_sub(first_ns) > KEPT_NS) {
+            stand_in.clear();
+        }
         let step = match stand_in.first_ns() {
             None if value <= self.most_watts * 1e3 => PowerStep::Broken,
             None => PowerStep::Refused,
