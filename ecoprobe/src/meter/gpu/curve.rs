@@ -186,6 +186,11 @@ impl Curve {
         PowerStep::Taken
     }
 
+    /// Power was read before, by the driver itself: it has settled.
+    pub(super) fn power_has_settled(&mut self) {
+        self.power_began_ns.get_or_insert(0);
+    }
+
     /// Begins with a reading of power that is believed.
     pub(super) fn power_anew(&mut self, ns: u64, milliwatts: f64) {
         self.clear();

@@ -211,6 +211,9 @@ impl Device {
         let clock = Clock::now();
         let newest = samples.iter().map(|sample| sample.us).max().unwrap_or(0);
         let first = self.state.power_since_us == 0;
+        if samples.len() > 1 {
+            self.state.counter.curve_mut().power_has_settled();
+        }
         for sample in samples {
             let ns = clock.mono_ns(sample.us);
             // Of what the driver remembers from before, only where the curve begins.
