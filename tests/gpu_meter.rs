@@ -76,7 +76,9 @@ fn fleeting() -> Device {
         process(2, 0.40, 0.75, 80.0),
         process(3, 0.60, 1.10, 20.0),
         process(4, 1.15, 1.35, 40.0),
-        process(100, 1.28, 1.66, 60.0),
+        // Not at the time of a power sample: who pays for the slope before it would depend on where
+        // windows end.
+        process(100, 1.29, 1.66, 60.0),
     ])
 }
 

@@ -186,6 +186,11 @@ impl Curve {
         PowerStep::Taken
     }
 
+    /// Power was read before, by the driver itself: it has settled.
+    pub(super) fn power_has_settled(&mut self) {
+        self.power_began_ns.get_or_insert(0);
+    }
+
     /// Begins with a reading of power that is believed.
     pub(super) fn power_anew(&mut self, ns: u64, milliwatts: f64) {
         self.clear();
@@ -228,6 +233,11 @@ impl Curve {
     pub(super) fn mean_milliwatts(&self) -> Option<f64> {
         let [(from_ns, from), (to_ns, to)] = self.ends()?;
         (to_ns > from_ns).then(|| (to - from) / ((to_ns - from_ns) as f64 * 1e-9))
+    }
+
+    #[cfg(test)]
+    pub(super) fn knots(&self) -> usize {
+        self.knots.len()
     }
 
     /// The counter's last reading.

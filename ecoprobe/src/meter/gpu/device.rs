@@ -411,16 +411,23 @@ fn choose(
     }
 }
 
+/// Asks for no more than it takes: where the driver is slow and devices are many, calls add up.
 fn facts<'a>(driver: &dyn Driver, device: Handle, name: &'a str) -> Facts<'a> {
-    let watts = |scope| {
-        let power = driver.instant_power(device, scope).ok()?;
-        Some(power.value * 1e-3)
-    };
-    // The GPU's before and after, so that a change in between is not taken for a module.
-    let before = watts(PowerScope::Gpu);
-    let module_watts = before.and_then(|_| watts(PowerScope::Module));
-    let gpu_watts = before.zip(watts(PowerScope::Gpu)).map(|(a, b)| a.max(b));
-    Facts { name, gpu_watts, module_watts }
+    let watts = |scope| driver.instant_power(device, scope).ok().map(|power| power.value * 1e-3);
+    let by_name = Facts { name, ..Facts::default() };
+    if counts_a_module(by_name) {
+        return by_name;
+    }
+    let Some(module_watts) = watts(PowerScope::Module) else { return by_name };
+    let facts =
+        Facts { module_watts: Some(module_watts), gpu_watts: watts(PowerScope::Gpu), ..by_name };
+    if !counts_a_module(facts) {
+        return facts;
+    }
+    // Load may have changed in between: once more, the other way round.
+    let gpu_watts = facts.gpu_watts.zip(watts(PowerScope::Gpu)).map(|(a, b)| a.max(b));
+    let module_watts = watts(PowerScope::Module).map(|again| again.min(module_watts));
+    Facts { module_watts, gpu_watts, ..facts }
 }
 
 /// Power now, milliwatts: of the moment where the driver gives that, else its average.

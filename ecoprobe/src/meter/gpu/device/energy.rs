@@ -21,6 +21,9 @@ pub(in crate::meter::gpu) const FIRST_MOVE_WITHIN: Duration = Duration::from_mil
 const STILL_NS: u64 = 3_000_000_000;
 const STILL_REFRESHES: u64 = 5;
 
+/// How much of the power that is read beside the counter is kept while that does not move.
+const KEPT_NS: u64 = 60_000_000_000;
+
 /// A counter need not move on a device that draws less than this: it may be off. Milliwatts.
 const DRAWS_MW: f64 = 1000.0;
 
@@ -208,6 +211,9 @@ impl Device {
         let clock = Clock::now();
         let newest = samples.iter().map(|sample| sample.us).max().unwrap_or(0);
         let first = self.state.power_since_us == 0;
+        if samples.len() > 1 {
+            self.state.counter.curve_mut().power_has_settled();
+        }
         for sample in samples {
             let ns = clock.mono_ns(sample.us);
             // Of what the driver remembers from before, only where the curve begins.
@@ -279,6 +285,10 @@ impl Device {
         };
         let Some(Timed { ns, value }) = power else { return };
         let stand_in = &mut self.state.stand_in;
+        // A device may be off for weeks.
+        if stand_in.ends().is_some_and(|[(first_ns, _), _]| ns.saturating_sub(first_ns) > KEPT_NS) {
+            stand_in.clear();
+        }
         let step = match stand_in.first_ns() {
             None if value <= self.most_watts * 1e3 => PowerStep::Broken,
             None => PowerStep::Refused,
