@@ -5,6 +5,8 @@
 //! The clock moves on before each switch. What a reading says of a slot must then lie between its CPU
 //! time in the picture that it has got hold of and its CPU time when the reading was over.
 
+#![allow(clippy::unwrap_used)]
+
 use std::cell::Cell;
 use std::collections::HashMap;
 

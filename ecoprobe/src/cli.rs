@@ -26,7 +26,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a command in a cgroup of its own, then report; exits as the command did.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// The same report from a recording; needs no root and no hardware.
     Replay(ReplayArgs),
     /// What this host can measure, what it cannot, and how to mend it.

@@ -65,19 +65,25 @@ impl Live {
         let workloads = selection.start();
         let (mut collector, header) = Collector::open(options, &selection.hierarchy, workloads)?;
         let mut books = Books::open(header, false);
-        let emit = &mut |event: &Event| drop(books.apply(event));
+        let emit = &mut |event: &Event| {
+            books.apply(event);
+        };
         collector.begin(emit);
         collector.tick(Last::No, true, emit);
         Ok(Self { collector, books })
     }
 
     pub fn tick(&mut self, last: Last) {
-        self.collector.tick(last, true, &mut |event| drop(self.books.apply(event)));
+        self.collector.tick(last, true, &mut |event| {
+            self.books.apply(event);
+        });
     }
 
     /// The report of everything up to the last tick.
     pub fn finish(mut self) -> Report {
-        let own = self.collector.finish(&mut |event| drop(self.books.apply(event)));
+        let own = self.collector.finish(&mut |event| {
+            self.books.apply(event);
+        });
         self.books.finish();
         view::report(&mut self.books, own)
     }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr as _;
 
 use anyhow::{Context as _, Result, ensure};
@@ -145,7 +145,7 @@ fn read(source: &Path) -> Result<Imports> {
 fn module(source: &Path, path: &Path) -> Vec<String> {
     let relative = path.strip_prefix(source).unwrap_or(path).with_extension("");
     let name = |part: &std::ffi::OsStr| part.to_string_lossy().into_owned();
-    let mut module: Vec<String> = PathBuf::from(relative).iter().map(name).collect();
+    let mut module: Vec<String> = relative.iter().map(name).collect();
     if module.last().is_some_and(|last| last == "mod" || last == "lib") {
         module.pop();
     }
@@ -255,7 +255,7 @@ mod tests {
     fn imports(module: &[&str], text: &str) -> Vec<String> {
         let module: Vec<String> = module.iter().map(|part| (*part).to_owned()).collect();
         let mut found = BTreeSet::new();
-        collect(TokenStream::from_str(text).unwrap(), &module, &mut found);
+        collect(TokenStream::from_str(text).expect("Rust"), &module, &mut found);
         found.into_iter().collect()
     }
 
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn what_is_imported_is_allowed_and_documented() {
-        run(true).unwrap();
+        run(true).expect("the street");
     }
 
     #[test]

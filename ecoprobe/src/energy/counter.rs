@@ -26,7 +26,7 @@ const BRIDGED: u32 = 3;
 
 /// What one reading tells.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// Counting starts here: the first reading of the first sample.
     First,
     /// What was drawn between two instants. They are more than a window apart where readings before
@@ -38,7 +38,7 @@ pub enum Outcome {
 
 /// Why a window has no energy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Reason {
+pub(crate) enum Reason {
     Unread,
     MoreWraps,
     WentBack,
@@ -51,11 +51,11 @@ pub enum Reason {
 
 /// Windows without energy.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Missing {
-    pub windows: u64,
-    pub seconds: f64,
+pub(crate) struct Missing {
+    pub(crate) windows: u64,
+    pub(crate) seconds: f64,
     /// Of [`Reason::TooMuch`].
-    pub worst: Watts,
+    pub(crate) worst: Watts,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -80,7 +80,7 @@ impl Tally {
 
 /// The readings of one counter, and what of them is billed.
 #[derive(Debug, Clone, Default)]
-pub struct Counter {
+pub(crate) struct Counter {
     /// The last reading that is believed: everything up to it is billed, or missing for good.
     base: Option<Reading>,
     /// Power of the newest energy, and the highest of all; `None` before the first.
@@ -119,7 +119,12 @@ struct Former {
 
 impl Counter {
     /// Takes in the sample of `at_ns`, with the counter's own reading if it could be had.
-    pub fn advance(&mut self, domain: &Domain, at_ns: u64, reading: Option<Reading>) -> Outcome {
+    pub(crate) fn advance(
+        &mut self,
+        domain: &Domain,
+        at_ns: u64,
+        reading: Option<Reading>,
+    ) -> Outcome {
         let previous_ns = self.previous_ns.replace(at_ns);
         let length = previous_ns.map_or(0, |previous| at_ns.saturating_sub(previous));
         let window = Missing {
@@ -154,20 +159,15 @@ impl Counter {
     }
 
     /// The end of the readings: what still waited for another reading is believed now.
-    pub fn finish(&mut self, domain: &Domain) -> Option<Outcome> {
+    pub(crate) fn finish(&mut self, domain: &Domain) -> Option<Outcome> {
         let (base, suspect) = (self.base?, self.suspect?);
         let counts = suspect.steep?;
         self.refused = self.refused.saturating_sub(1);
         Some(self.believe(domain, base, suspect.reading, counts))
     }
 
-    /// Up to when the counter's energy is known.
-    pub fn base(&self) -> Option<Reading> {
-        self.base
-    }
-
     /// Windows whose energy is not billed, so far as is known now.
-    pub fn missing(&self) -> BTreeMap<Reason, Missing> {
+    pub(crate) fn missing(&self) -> BTreeMap<Reason, Missing> {
         let mut all = self.missing.clone();
         all.take(&mut self.before.clone());
         all.take(&mut self.after.clone());
@@ -343,7 +343,7 @@ impl Counter {
 
     /// A sentence for each reason why energy of `domain` is missing, and one for what was not
     /// believed without loss.
-    pub fn sentences(&self, domain: &Domain) -> Vec<String> {
+    pub(crate) fn sentences(&self, domain: &Domain) -> Vec<String> {
         let name = &domain.name;
         let missing = self.missing();
         let mut sentences: Vec<_> = missing

@@ -13,7 +13,7 @@ pub(super) const SLACK: Seconds = Seconds(0.010);
 
 /// The difference of two readings of one counter.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Delta {
+pub(crate) enum Delta {
     /// There is nothing to compare with: this reading is where counting starts.
     First,
     /// The counter advanced by so many counts.
@@ -29,7 +29,7 @@ pub enum Delta {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Doubt {
+pub(crate) enum Doubt {
     /// So much time passed that the counter may have wrapped once more than it shows.
     MoreWraps,
     /// A counter that never wraps is lower than before: it was reset, some time in between.
@@ -40,7 +40,7 @@ pub enum Doubt {
 
 impl Delta {
     /// The advance, where there is one to trust.
-    pub fn counts(self) -> Option<u64> {
+    pub(crate) fn counts(self) -> Option<u64> {
         match self {
             Self::Advance(counts) | Self::Wrapped(counts) => Some(counts),
             _ => None,
@@ -49,12 +49,12 @@ impl Delta {
 }
 
 /// True if the counter of `domain` can have this value at all.
-pub fn in_range(domain: &Domain, reading: Reading) -> bool {
+pub(crate) fn in_range(domain: &Domain, reading: Reading) -> bool {
     domain.range.is_none_or(|range| reading.count < range)
 }
 
 /// Compares two readings of the counter of `domain`.
-pub fn delta(domain: &Domain, previous: Option<Reading>, now: Reading) -> Delta {
+pub(crate) fn delta(domain: &Domain, previous: Option<Reading>, now: Reading) -> Delta {
     if !in_range(domain, now) {
         return Delta::OutOfRange;
     }

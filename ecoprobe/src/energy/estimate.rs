@@ -5,7 +5,7 @@
 
 use serde::Deserialize;
 
-use crate::base::{Joules, Seconds, Watts};
+use crate::base::Watts;
 use crate::event::sources::CpuFacts;
 
 /// The figures, with where they come from.
@@ -58,7 +58,7 @@ fn rows() -> impl Iterator<Item = CpuPower> {
 
 /// What each package of one machine is thought to draw.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Estimate {
+pub(crate) struct Estimate {
     packages: Vec<Package>,
     basis: String,
 }
@@ -69,19 +69,16 @@ struct Package {
     idle: u64,
     /// Microwatts that one busy CPU adds.
     per_busy_cpu: u64,
-    most: Watts,
 }
 
 impl Estimate {
     /// `None` only if the built-in table has no row for any processor.
-    pub fn of(cpu: &CpuFacts) -> Option<Self> {
+    pub(crate) fn of(cpu: &CpuFacts) -> Option<Self> {
         let power = CpuPower::of(cpu)?;
         let microwatts = |watts: f64| (watts * 1e6).round() as u64;
         let package = |&cpus: &u64| Package {
             idle: microwatts(power.idle_watts).saturating_mul(cpus),
             per_busy_cpu: microwatts((power.max_watts - power.idle_watts).max(0.0)),
-            // CPU time may arrive in lumps when windows are short; only nonsense is refused.
-            most: Watts(10.0 * power.max_watts * cpus.max(1) as f64),
         };
         Some(Self {
             packages: cpu.online_cpus.iter().map(package).collect(),
@@ -90,30 +87,19 @@ impl Estimate {
     }
 
     /// Which figures it rests on, in words.
-    pub fn basis(&self) -> &str {
+    pub(crate) fn basis(&self) -> &str {
         &self.basis
     }
 
     /// What a package draws with nothing running; `None` for one that it does not know.
-    pub fn static_watts(&self, package: usize) -> Option<Watts> {
+    pub(crate) fn static_watts(&self, package: usize) -> Option<Watts> {
         self.packages.get(package).map(|package| Watts(package.idle as f64 * 1e-6))
     }
 
-    /// More than this the package is not taken to draw.
-    pub fn most_watts(&self, package: usize) -> Option<Watts> {
-        self.packages.get(package).map(|package| package.most)
-    }
-
-    /// What a package drew over `time` in which its CPUs were busy for `busy`, all together.
-    pub fn energy(&self, package: usize, busy: Seconds, time: Seconds) -> Option<Joules> {
-        let package = self.packages.get(package)?;
-        let idle = package.idle as f64 * time.0;
-        Some(Joules((idle + package.per_busy_cpu as f64 * busy.0) * 1e-6))
-    }
-
-    /// The same as a count, for times since one instant: computed in integers from totals rather
-    /// than summed up, so that nothing drifts and the same readings give the same counts.
-    pub fn microjoules(&self, package: usize, busy_ns: u64, time_ns: u64) -> Option<u64> {
+    /// What a package drew in the times since one instant, `busy_ns` of all its CPUs together:
+    /// computed in integers from totals rather than summed up, so that nothing drifts and the same
+    /// readings give the same counts.
+    pub(crate) fn microjoules(&self, package: usize, busy_ns: u64, time_ns: u64) -> Option<u64> {
         let package = self.packages.get(package)?;
         // Microwatts × nanoseconds leave 64 bits after 18 seconds at a kilowatt.
         let idle = u128::from(package.idle) * u128::from(time_ns);
@@ -209,27 +195,19 @@ mod tests {
     }
 
     #[test]
-    fn energy_is_the_model_exactly() {
-        let estimate = zen_4();
-        assert_eq!(estimate.static_watts(0), Some(Watts(1.4782)));
-        assert_eq!(estimate.static_watts(1), Some(Watts(0.7391)));
-        assert_eq!(estimate.most_watts(1), Some(Watts(22.822)));
-        let energy = |package, busy, time| estimate.energy(package, Seconds(busy), Seconds(time));
-        assert_eq!(energy(0, 0.0, 10.0), Some(Joules(14.782)));
-        assert!((energy(0, 3.0, 10.0).unwrap().0 - (14.782 + 3.0 * 1.5431)).abs() < 1e-12);
-        // A package that it does not know draws nothing known, not 0 J.
-        assert_eq!((energy(2, 1.0, 1.0), estimate.static_watts(2)), (None, None));
-    }
-
-    #[test]
-    fn counts_are_the_model_in_whole_microjoules() {
+    fn energy_is_the_model_in_whole_microjoules() {
         let estimate = zen_4();
         let second = 1_000_000_000;
+        assert_eq!(estimate.static_watts(0), Some(Watts(1.4782)));
+        assert_eq!(estimate.static_watts(1), Some(Watts(0.7391)));
         assert_eq!(estimate.microjoules(1, 0, 10 * second), Some(7_391_000));
-        let count = estimate.microjoules(0, 3 * second + 3, 10 * second).unwrap();
-        assert_eq!(count, 14_782_000 + 3 * 1_543_100);
-        let joules = estimate.energy(0, Seconds(3.0), Seconds(10.0)).unwrap().0;
-        assert!((count as f64 * 1e-6 - joules).abs() < 1e-6);
+        let busy = estimate.microjoules(0, 3 * second + 3, 10 * second);
+        assert_eq!(busy, Some(14_782_000 + 3 * 1_543_100));
+        // A package that it does not know draws nothing known, not 0 J.
+        assert_eq!(
+            (estimate.microjoules(2, second, second), estimate.static_watts(2)),
+            (None, None)
+        );
     }
 
     #[test]

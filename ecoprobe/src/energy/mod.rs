@@ -5,7 +5,7 @@
 
 mod attribute;
 pub(crate) mod books;
-pub mod counter;
+mod counter;
 mod delta;
 pub(crate) mod estimate;
 mod ledger;

@@ -58,6 +58,7 @@ pub(crate) enum StaticPower {
 
 /// Why a static power is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(clippy::enum_variant_names, reason = "it is the load that is unknown")]
 pub(crate) enum Unknown {
     /// Too little has been seen so far.
     TooShort,

@@ -28,7 +28,7 @@ const KIND_DECL_TAG: u32 = 17;
 const KIND_ENUM64: u32 = 19;
 
 #[derive(Debug, thiserror::Error)]
-pub enum BtfError {
+pub(crate) enum BtfError {
     #[error(
         "{path}: {error}; the probe needs a kernel built with CONFIG_DEBUG_INFO_BTF=y (every \
          current distribution's is)"
@@ -42,7 +42,7 @@ pub enum BtfError {
 
 /// What the probe needs to know about the running kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KernelLayout {
+pub(crate) struct KernelLayout {
     /// Byte offsets by `(struct, member)`.
     offsets: HashMap<(&'static str, &'static str), u32>,
     /// Values of `enum cgroup_subsys_id` by controller name ("cpuacct").
@@ -90,12 +90,12 @@ const SUBSYSTEM_SUFFIX: &str = "_cgrp_id";
 
 impl KernelLayout {
     /// Reads `/sys/kernel/btf/vmlinux` or the like.
-    pub fn read(path: &Path) -> Result<Self, BtfError> {
+    pub(crate) fn read(path: &Path) -> Result<Self, BtfError> {
         Sections::open(path)?.layout()
     }
 
     /// Offset of a member in bytes.
-    pub fn offset(&self, of: &'static str, member: &'static str) -> Result<u64, BtfError> {
+    pub(crate) fn offset(&self, of: &'static str, member: &'static str) -> Result<u64, BtfError> {
         let offset = self.offsets.get(&(of, member));
         offset.map(|&offset| offset.into()).ok_or_else(|| missing(of, member))
     }
@@ -107,18 +107,18 @@ impl KernelLayout {
     }
 
     /// Index of a controller in `css_set.subsys`; `None` if this kernel lacks it.
-    pub fn subsystem(&self, controller: &str) -> Option<u32> {
+    pub(crate) fn subsystem(&self, controller: &str) -> Option<u32> {
         self.subsystems.get(controller).copied()
     }
 
     /// Whether `tp_btf` programs can be attached to all the tracepoints that we need.
-    pub fn has_typed_tracepoints(&self) -> bool {
+    pub(crate) fn has_typed_tracepoints(&self) -> bool {
         self.tracepoints.len() == TRACEPOINTS.len()
     }
 
     /// A BTF in which the tracepoints' typedefs have the same ids as in the kernel's, and nothing
     /// else has a name: all that loading a `tp_btf` program takes, at a fraction of the memory.
-    pub fn tracepoint_btf(&self) -> Vec<u8> {
+    pub(crate) fn tracepoint_btf(&self) -> Vec<u8> {
         let last = self.tracepoints.values().copied().max().unwrap_or(0);
         let mut strings = vec![0];
         let mut names = HashMap::new();

@@ -14,7 +14,7 @@ use super::topology::PackageId;
 
 /// One RAPL zone.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Zone {
+pub(crate) struct Zone {
     /// "intel-rapl:0" or "intel-rapl:0:1".
     pub id: String,
     pub path: PathBuf,
@@ -28,7 +28,7 @@ pub struct Zone {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ZoneKind {
+pub(crate) enum ZoneKind {
     Package,
     Dram,
     /// Part of the package: never added to it.
@@ -54,7 +54,7 @@ impl ZoneKind {
 }
 
 /// Every RAPL zone of the tree, sorted by id.
-pub fn zones(sysfs: &Path) -> Vec<Zone> {
+pub(crate) fn zones(sysfs: &Path) -> Vec<Zone> {
     let mut found = BTreeMap::new();
     walk(&sysfs.join("class/powercap"), 0, &mut found);
     let names: BTreeMap<String, String> = found
@@ -80,7 +80,7 @@ pub fn zones(sysfs: &Path) -> Vec<Zone> {
 
 /// Zones of the class directory that lead nowhere: container runtimes mask what the links point to
 /// with an empty directory.
-pub fn masked(sysfs: &Path) -> Vec<PathBuf> {
+pub(crate) fn masked(sysfs: &Path) -> Vec<PathBuf> {
     let class = sysfs.join("class/powercap");
     let leads_nowhere = |path: &Path| match fs::read_dir(path) {
         // Every zone has files.

@@ -13,16 +13,19 @@ use crate::base::{WorkloadId, monotonic_ns};
 /// changes hands some five times a second at most.
 const MOST_OWNERS: usize = 16;
 
-/// Since when who has had each slot, CLOCK_MONOTONIC in nanoseconds.
+/// Who has had a slot since when, CLOCK_MONOTONIC in nanoseconds, the latest last.
+type Owners = VecDeque<(u64, WorkloadId)>;
+
+/// The owners of each slot.
 #[derive(Debug, Clone, Default)]
-pub(super) struct History(Arc<RwLock<Vec<VecDeque<(u64, WorkloadId)>>>>);
+pub(super) struct History(Arc<RwLock<Vec<Owners>>>);
 
 impl History {
     pub(super) fn begin(&self, slot: u32, id: WorkloadId) {
         let mut slots = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let slot = slot as usize;
         if slots.len() <= slot {
-            slots.resize_with(slot + 1, VecDeque::new);
+            slots.resize_with(slot + 1, Owners::new);
         }
         if slots[slot].len() == MOST_OWNERS {
             slots[slot].pop_front();

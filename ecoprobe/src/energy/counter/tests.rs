@@ -63,7 +63,7 @@ fn what_was_right_is_billed_as_it_comes() {
     assert_eq!(outcomes[0], Outcome::First);
     let Outcome::Energy { from_ns, to_ns, joules } = outcomes[1] else { panic!("{outcomes:?}") };
     assert_eq!((from_ns, to_ns, joules), (5 * SECOND, 6 * SECOND, Joules(8.0)));
-    assert_eq!(counter.base().unwrap().mono_ns, 6 * SECOND);
+    assert_eq!(counter.base.unwrap().mono_ns, 6 * SECOND);
     assert_eq!(counter.sentences(&domain(None)), [""; 0]);
 }
 
