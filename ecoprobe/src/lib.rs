@@ -1,8 +1,9 @@
 //! ecoprobe: joules per cgroup.
 //!
-//! Data moves one way: `meter` reads counters, `collector` puts the readings of one instant into a
-//! [`sample::Sample`], `session` and the pure `energy` turn samples into a ledger, `output` shows
-//! it. Nothing on the left knows anything on its right.
+//! Data moves one way. [`probe`] and [`meter`] read counters, [`collector`] makes each reading into
+//! events ([`event`]), [`energy`] keeps the books of them, [`view`] shapes the books for whoever asks
+//! and [`output`] writes that down; `pipeline` leads the events past all of them and past
+//! [`recording`]. Nothing on the left knows anything on its right: `docs/imports.md` has the picture.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 

@@ -3,6 +3,7 @@
 //! what writes has a thread of its own.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::own::Own;
@@ -125,8 +126,8 @@ impl Pipeline {
             ));
         }
         self.books.finish();
-        let report = view::report(&mut self.books, Own { windows_lost: lost, ..own });
-        let written = match self.writer.finish(report.clone(), patience) {
+        let report = Arc::new(view::report(&mut self.books, Own { windows_lost: lost, ..own }));
+        let written = match self.writer.finish(Arc::clone(&report), patience) {
             Ok(()) => true,
             Err(Failure::NobodyReads) => false,
             // A recording can be replayed again.

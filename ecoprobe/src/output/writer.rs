@@ -20,7 +20,7 @@ const ROWS_WAITING: usize = 64 * 1024;
 enum Message {
     Window(Box<WindowReport>),
     Note(String),
-    Finish(Box<Report>),
+    Finish(Arc<Report>),
 }
 
 /// How the output came to take no more.
@@ -139,10 +139,10 @@ impl Writer {
     }
 
     /// Writes the report and waits for the end of it, at most for `patience`.
-    pub(crate) fn finish(self, report: Report, patience: Duration) -> Result<(), Failure> {
+    pub(crate) fn finish(self, report: Arc<Report>, patience: Duration) -> Result<(), Failure> {
         const PAUSE: Duration = Duration::from_millis(2);
         let end = Instant::now() + patience;
-        let mut message = Message::Finish(Box::new(report));
+        let mut message = Message::Finish(report);
         loop {
             match self.queue.try_send(message) {
                 Ok(()) => break,
@@ -241,7 +241,7 @@ mod tests {
             "{lost}"
         );
         (0..20).for_each(|_| open.send(()).unwrap());
-        writer.finish(report(), Duration::from_secs(10)).unwrap();
+        writer.finish(Arc::new(report()), Duration::from_secs(10)).unwrap();
         let seen: Vec<_> = saw.iter().collect();
         assert_eq!(seen.len() as u64, 10 - lost + 1);
         assert_eq!(seen.last(), Some(&"report"));
@@ -254,7 +254,7 @@ mod tests {
             writer.window(window(1));
         }
         let start = Instant::now();
-        let outcome = writer.finish(report(), Duration::from_millis(100));
+        let outcome = writer.finish(Arc::new(report()), Duration::from_millis(100));
         assert_eq!(outcome, Err(Failure::Stalled));
         assert!(start.elapsed() < Duration::from_secs(2));
     }
@@ -281,6 +281,6 @@ mod tests {
         let mut writer = Writer::start(Box::new(Broken), &header(), 1, Pace::Patient).unwrap();
         writer.window(window(1));
         writer.window(window(1));
-        assert_eq!(writer.finish(report(), Duration::from_secs(10)), Err(Failure::Said));
+        assert_eq!(writer.finish(Arc::new(report()), Duration::from_secs(10)), Err(Failure::Said));
     }
 }

@@ -63,7 +63,8 @@ impl Member {
 /// The members, in the order of their ids.
 #[derive(Debug)]
 pub(crate) struct Roster {
-    members: FxHashMap<WorkloadId, Member>,
+    /// Each is large, and a table has more places than members.
+    members: FxHashMap<WorkloadId, Box<Member>>,
     ended: VecDeque<WorkloadId>,
     folded: u64,
     /// For each component that is measured at all: by package, whether a counter covers it.
@@ -92,7 +93,7 @@ impl Roster {
                 self.ended.retain(|other| *other != id);
             }
         } else {
-            self.members.insert(id, Member::new(workload));
+            self.members.insert(id, Box::new(Member::new(workload)));
         }
     }
 
@@ -111,14 +112,14 @@ impl Roster {
         let gone = self.members.remove(&oldest)?;
         self.folded += 1;
         let together = self.members.entry(FOLDED).or_insert_with(|| {
-            Member::new(Workload {
+            Box::new(Member::new(Workload {
                 id: FOLDED,
                 name: String::new(),
                 cgroup: String::new(),
                 cgroup_id: 0,
                 kind: WorkloadKind::Ended,
                 labels: BTreeMap::new(),
-            })
+            }))
         });
         together.workload.name = format!("{} that ended before", self.folded);
         together.take(&gone);
@@ -131,7 +132,7 @@ impl Roster {
 
     /// In the order in which they began; those that ended long ago come last, as one.
     pub(crate) fn members(&self) -> Vec<(WorkloadId, &Member)> {
-        let mut members: Vec<_> = self.members.iter().map(|(id, member)| (*id, member)).collect();
+        let mut members: Vec<_> = self.members.iter().map(|(id, member)| (*id, &**member)).collect();
         members.sort_unstable_by_key(|(id, _)| (*id == FOLDED, *id));
         members
     }
