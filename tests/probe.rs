@@ -89,13 +89,7 @@ impl Watch {
             hook,
         })
         .unwrap_or_else(|error| panic!("{error}"));
-        Self {
-            probe,
-            cpus,
-            times: CpuTimes::default(),
-            ended: Vec::new(),
-            totals: vec![0; FIRST],
-        }
+        Self { probe, cpus, times: CpuTimes::default(), ended: Vec::new(), totals: vec![0; FIRST] }
     }
 
     fn attach(mut self) -> Self {

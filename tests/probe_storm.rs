@@ -67,10 +67,9 @@ impl Totals {
         self.idle.resize(self.times.packages.len(), 0);
         self.other.resize(self.times.packages.len(), 0);
         for (package, times) in self.times.packages.iter().enumerate() {
-            for (before, now) in [
-                (&mut self.idle[package], times.idle),
-                (&mut self.other[package], times.other),
-            ] {
+            for (before, now) in
+                [(&mut self.idle[package], times.idle), (&mut self.other[package], times.other)]
+            {
                 assert!(now >= *before, "went back");
                 *before = now;
             }

@@ -15,7 +15,10 @@ const MOST_OWNERS: usize = 16;
 
 /// Since when who has had each slot, CLOCK_MONOTONIC in nanoseconds.
 #[derive(Debug, Clone, Default)]
-pub(super) struct History(Arc<RwLock<Vec<VecDeque<(u64, WorkloadId)>>>>);
+pub(super) struct History(Arc<RwLock<Vec<Owners>>>);
+
+/// Of one slot, the latest last.
+type Owners = VecDeque<(u64, WorkloadId)>;
 
 impl History {
     pub(super) fn begin(&self, slot: u32, id: WorkloadId) {

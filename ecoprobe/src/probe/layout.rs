@@ -34,10 +34,7 @@ impl Constants {
     }
 }
 
-fn fields(
-    layout: &KernelLayout,
-    options: &LoadOptions<'_>,
-) -> Result<[u64; LAYOUT_LEN], BtfError> {
+fn fields(layout: &KernelLayout, options: &LoadOptions<'_>) -> Result<[u64; LAYOUT_LEN], BtfError> {
     let se = layout.offset("task_struct", "se")?;
     let css_set_cgroup = match options.v1_controller {
         None => layout.offset("css_set", "dfl_cgrp")?,

@@ -141,10 +141,8 @@ pub(super) fn load_object(
     let events = RingBuf::try_from(take_map(&mut ebpf, "EVENTS")?).map_err(internal)?;
     let mut exited = |name| HashMap::try_from(take_map(&mut ebpf, name)?).map_err(internal);
     let history = History::default();
-    let exits = Exits {
-        noted: [exited("EXITED")?, exited("EXITED_OTHERS")?],
-        history: history.clone(),
-    };
+    let exits =
+        Exits { noted: [exited("EXITED")?, exited("EXITED_OTHERS")?], history: history.clone() };
     let log = ProbeLog::default();
     let logger = EbpfLogger::init_with_logger(&mut ebpf, log.clone())
         .map_err(|error| cannot("read the probe's log", &error))?;
@@ -283,8 +281,7 @@ fn open_no_files() -> io::Result<()> {
         filter(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EACCES as u32),
         filter(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
-    let program =
-        libc::sock_fprog { len: filters.len() as u16, filter: filters.as_mut_ptr() };
+    let program = libc::sock_fprog { len: filters.len() as u16, filter: filters.as_mut_ptr() };
     // SAFETY: both concern the calling thread alone; the filter outlives the call, which copies it.
     let outcome = unsafe {
         match libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) {

@@ -167,7 +167,9 @@ impl Slots {
             let slot = &mut self.slots[number as usize];
             match slot.state {
                 State::Draining { since } => {
-                    if stopped || now < since.saturating_add(DRAIN) || self.marks[number as usize] != 0
+                    if stopped
+                        || now < since.saturating_add(DRAIN)
+                        || self.marks[number as usize] != 0
                     {
                         return true;
                     }

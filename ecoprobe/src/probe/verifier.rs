@@ -42,8 +42,10 @@ fn message(what: &str, error: &io::Error, log: &str, file: io::Result<PathBuf>) 
 }
 
 fn keep(directory: &Path, log: &str) -> io::Result<PathBuf> {
-    let mut file =
-        tempfile::Builder::new().prefix("ecoprobe-verifier-").suffix(".log").tempfile_in(directory)?;
+    let mut file = tempfile::Builder::new()
+        .prefix("ecoprobe-verifier-")
+        .suffix(".log")
+        .tempfile_in(directory)?;
     file.write_all(log.as_bytes())?;
     let (_, path) = file.keep().map_err(|error| error.error)?;
     Ok(path)

@@ -117,15 +117,15 @@ fn a_cgroup_may_change_hands() {
 #[test]
 fn only_what_has_changed_is_listed_and_by_id() {
     let mut slots = Slots::new(SLOT_FIRST + 9, 2);
-    let by_id: Vec<u32> =
-        [5, 2, 9, 1].map(|id| new(slots.begin(WorkloadId(id), id * 10))).to_vec();
+    let by_id: Vec<u32> = [5, 2, 9, 1].map(|id| new(slots.begin(WorkloadId(id), id * 10))).to_vec();
     for slot in &by_id {
         slots.bill(0, *slot, 1);
     }
     slots.bill(2, by_id[2], 7);
     let mut times = CpuTimes { packages: vec![PackageTime::default(); 2], ..CpuTimes::default() };
     slots.list(&mut times);
-    let ids = |package: &PackageTime| package.workloads.iter().map(|(id, _)| id.0).collect::<Vec<_>>();
+    let ids =
+        |package: &PackageTime| package.workloads.iter().map(|(id, _)| id.0).collect::<Vec<_>>();
     assert_eq!(ids(&times.packages[0]), [1, 2, 5, 9]);
     assert_eq!(ids(&times.packages[1]), [0; 0]);
     assert_eq!(times.unplaced.workloads, [(WorkloadId(9), 7)]);
