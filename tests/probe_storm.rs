@@ -323,7 +323,10 @@ fn jobs_by_the_thousand_go_through_few_slots() {
             let ours: u64 = ours.iter().sum();
             sum += ours;
             closed += 1;
-            far_off += u64::from(ours.abs_diff(theirs) > theirs / 10 + MS / 10);
+            if ours.abs_diff(theirs) > theirs / 10 + MS / 10 {
+                println!("job {}: {ours} ns, theirs {theirs}", id.0);
+                far_off += 1;
+            }
             probe.forget(id);
         }
         (sum, closed, far_off)
@@ -359,12 +362,14 @@ fn jobs_by_the_thousand_go_through_few_slots() {
     }
     let theirs = top.usage_ns();
     println!(
-        "{closed} of {jobs} jobs, {far_off} off by more than 10 % and 0.1 ms; {sum} ns, theirs \
+        "{} switches hidden; {closed} of {jobs} jobs, {far_off} off by more than 10 % and 0.1 ms; {sum} ns, theirs \
          {theirs} ({:+.3} %); memory +{grown} kB",
+        probe.stats().dropped.unwrap(),
         (sum as f64 / theirs as f64 - 1.0) * 100.0
     );
     assert_eq!(closed, jobs, "some have not ended");
-    assert!(sum.abs_diff(theirs) <= theirs / 1_000, "{sum} {theirs}");
+    // A switch that the kernel hides may cost a job or two what they ran.
+    assert!(sum.abs_diff(theirs) <= theirs / 1_000 + MS, "{sum} {theirs}");
     assert!(far_off <= jobs / 100, "{far_off} jobs are far off");
     assert!(grown < 1_000, "{grown} kB more than after a tenth");
 }

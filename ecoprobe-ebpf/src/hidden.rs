@@ -10,6 +10,9 @@ use crate::cpu::Cpu;
 use crate::kernel::{Kernel, LAYOUT};
 use crate::switch::hold_slot_of;
 
+/// `PF_EXITING` of `task_struct.flags`, unchanged since 2.6.
+const PF_EXITING: u32 = 0x0000_0004;
+
 /// A task comes that will leave unseen, and most likely soon: reckon that `prev` goes on.
 #[inline(never)]
 pub(crate) unsafe fn interrupt<K: Kernel>(cpu: *mut CpuState, prev: *const u8) {
@@ -92,9 +95,15 @@ pub(crate) unsafe fn ran_unseen<K: Kernel>(
         }
         let runtime: u64 = K::read(prev, Field::TaskSumExecRuntime);
         let picked: u64 = K::read(prev, Field::TaskPrevSumExecRuntime);
-        let ran = runtime.wrapping_sub(picked);
-        // Real-time tasks have no such note, or an old one.
-        let ran = if ran <= elapsed { ran } else { 0 };
+        let ran = if K::read::<u32>(prev, Field::TaskFlags) & PF_EXITING != 0 {
+            // On its way out a task is picked anew (`sched_autogroup_exit_task`), and the note says
+            // next to nothing. Those that come and go unseen are mostly short: all of it was here.
+            runtime.min(elapsed)
+        } else {
+            // Real-time tasks have no such note, or an old one.
+            let ran = runtime.wrapping_sub(picked);
+            if ran <= elapsed { ran } else { 0 }
+        };
         // Whole: cuts were meant for the task that we took to be running.
         protocol::add_to_running(Cpu(cpu), ran);
         ran

@@ -20,9 +20,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Build the BPF object from ecoprobe-ebpf/ and put it where the agent embeds it.
+    /// Build the BPF objects from ecoprobe-ebpf/ and put them where they are embedded.
     BuildEbpf {
-        /// Build nothing; fail if the committed object does not match its sources.
+        /// Build them again and fail unless that gives the committed ones, byte for byte; where there
+        /// is no BPF toolchain, compare digests.
         #[arg(long)]
         check: bool,
     },
