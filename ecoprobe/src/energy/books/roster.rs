@@ -132,7 +132,8 @@ impl Roster {
 
     /// In the order in which they began; those that ended long ago come last, as one.
     pub(crate) fn members(&self) -> Vec<(WorkloadId, &Member)> {
-        let mut members: Vec<_> = self.members.iter().map(|(id, member)| (*id, &**member)).collect();
+        let mut members: Vec<_> =
+            self.members.iter().map(|(id, member)| (*id, &**member)).collect();
         members.sort_unstable_by_key(|(id, _)| (*id == FOLDED, *id));
         members
     }
