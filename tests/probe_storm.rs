@@ -102,6 +102,15 @@ fn stolen_ns(cpu: usize) -> u64 {
     (ticks[5] + ticks[6] + ticks[7]) * 10 * MS
 }
 
+/// A change of priority makes the scheduler charge what a task has run so far.
+fn update_account(task: u32) {
+    // SAFETY: plain system calls.
+    unsafe {
+        let now = libc::getpriority(libc::PRIO_PROCESS, task);
+        libc::setpriority(libc::PRIO_PROCESS, task, if now == 1 { 2 } else { 1 });
+    }
+}
+
 /// A byte goes round between two tasks, of a cgroup each: a switch a microsecond or two.
 struct Pair {
     cgroups: [TestCgroup; 2],
@@ -138,15 +147,7 @@ impl Pair {
     }
 
     fn usage_ns(&self) -> u64 {
-        // Brings the account of the one that runs up to date.
-        for load in &self.loads {
-            // SAFETY: plain system calls.
-            unsafe {
-                let (process, pid) = (libc::PRIO_PROCESS, load.pid());
-                let now = libc::getpriority(process, pid);
-                libc::setpriority(process, pid, if now == 1 { 2 } else { 1 });
-            }
-        }
+        self.loads.iter().for_each(|load| update_account(load.pid()));
         self.cgroups.iter().map(TestCgroup::usage_ns).sum()
     }
 }
@@ -245,9 +246,19 @@ fn a_process_of_many_threads_is_moved_whole() {
         .collect();
     let mut totals = Totals::default();
     let me = std::process::id();
-    for turn in 0..24 {
+    let elsewhere = ["elsewhere", "nowhere"].map(TestCgroup::v2);
+    // Every CPU switches now and then: a slice has room for three cuts.
+    let others = [0, 1].map(|cpu| Load::start(Shape::QUARTER, elsewhere[0].path(), Some(cpu)));
+    for turn in 0..60 {
+        // The first of two moves waits for all CPUs, the second does not.
+        others[0].move_to(elsewhere[(turn + 1) % 2].path());
+        // Else the kernel charges what they ran since their last tick to where they go.
+        for task in fs::read_dir("/proc/self/task").unwrap() {
+            let task = task.unwrap().file_name().into_string().unwrap();
+            update_account(task.parse().unwrap());
+        }
         cgroups[turn % 2].add(me);
-        thread::sleep(Duration::from_millis(40));
+        thread::sleep(Duration::from_millis(15));
     }
     over.store(true, Ordering::Relaxed);
     threads.into_iter().for_each(|thread| thread.join().unwrap());
@@ -258,7 +269,7 @@ fn a_process_of_many_threads_is_moved_whole() {
         let (ours, theirs) = (totals.of(id), cgroup.usage_ns());
         println!("{id}: {ours} ns, theirs {theirs}");
         assert!(theirs > 200 * MS, "the threads hardly ran");
-        assert!(ours.abs_diff(theirs) <= theirs / 100 + 2 * MS, "{ours} {theirs}");
+        assert!(ours.abs_diff(theirs) <= theirs / 500 + MS / 2, "{ours} {theirs}");
     }
 }
 
