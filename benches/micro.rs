@@ -10,11 +10,8 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use ecoprobe::base::Component;
 use ecoprobe::base::WorkloadId;
-use ecoprobe::door::Run;
+use ecoprobe::door::{EnergyMeter as _, Format, PowercapMeter, Run, Target, open_quiet};
 use ecoprobe::event::{CpuTimes, Domain, Event, Header, PackageTime, Reading, Sample, Workload};
-use ecoprobe::meter::EnergyMeter as _;
-use ecoprobe::meter::rapl::powercap::PowercapMeter;
-use ecoprobe::output::{self, Format, Target};
 
 const SIZES: [usize; 3] = [10, 1_000, 10_000];
 
@@ -106,7 +103,7 @@ fn rendering(criterion: &mut Criterion) {
             group.bench_function(BenchmarkId::new(name, size), |bencher| {
                 bencher.iter(|| {
                     let target = Target { format, file: Some(path.clone()), others: None };
-                    let mut output = output::open_quiet(&target).unwrap();
+                    let mut output = open_quiet(&target).unwrap();
                     output.finish(&report).unwrap();
                 });
             });

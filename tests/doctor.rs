@@ -6,10 +6,8 @@ mod sim;
 
 use std::path::Path;
 
-use ecoprobe::command::doctor::{Check, Diagnosis, Level, diagnose, doctor};
-use ecoprobe::config::Doctor;
+use ecoprobe::door::{Check, Diagnosis, Doctor, Level, Roots, diagnose, doctor};
 use ecoprobe::event::sources::CpuEnergyKind;
-use ecoprobe::host::Roots;
 use sim::{Machine, Sysfs};
 
 fn arguments(sysfs: &Path, procfs: &Path) -> Doctor {

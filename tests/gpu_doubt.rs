@@ -13,9 +13,9 @@ mod gpu_meter;
 use std::time::{Duration, Instant};
 
 use ecoprobe::base::id::User;
+use ecoprobe::door::{GpuMeter, GpuOptions, PidOwner, Whose};
 use ecoprobe::event::sources::GpuReadMethod;
 use ecoprobe::event::{Event, GpuMethod, GpuWindow};
-use ecoprobe::meter::gpu::{GpuMeter, GpuOptions, PidOwner, Whose};
 use fake_nvml::{Device, Fault, Process, Scenario, Utilisation};
 
 use crate::gpu::{DRIVER_NOT_LOADED, GPU_IS_LOST, Machine, NOT_FOUND, always, device, process};

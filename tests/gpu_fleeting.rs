@@ -16,7 +16,7 @@ mod gpu_meter;
 
 use std::time::Duration;
 
-use ecoprobe::meter::gpu::GpuOptions;
+use ecoprobe::door::GpuOptions;
 use fake_nvml::{Device, Process};
 
 use crate::gpu::{Machine, process};

@@ -19,12 +19,11 @@ use ecoprobe::base::WorkloadId;
 use ecoprobe::base::error::Error;
 use ecoprobe::base::id::User;
 use ecoprobe::base::monotonic_ns;
+use ecoprobe::door::{
+    GpuMeter, GpuOptions, Hierarchies, Owner, Owners, PidOwner, Place, Roots, Watched, Whose,
+};
 use ecoprobe::event::sources::{GpuEnergyKind, GpuReadMethod};
 use ecoprobe::event::{Event, GpuMethod, GpuWindow};
-use ecoprobe::meter::gpu::{GpuMeter, GpuOptions, PidOwner, Whose};
-use ecoprobe::workload::hierarchy::Hierarchies;
-use ecoprobe::workload::owner::{Owner, Owners, Watched};
-use ecoprobe::workload::{Place, Roots};
 use fake_nvml::{Device, Fault, Process, Scenario, Utilisation};
 
 use crate::gpu::{DRIVER_NOT_LOADED, GPU_IS_LOST, Machine, NO_PERMISSION, always, device, process};

@@ -9,10 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ecoprobe::base::error::Error;
+use ecoprobe::door::{Change, Roots, Selection, Version, resolve};
 use ecoprobe::event::{Workload, WorkloadKind};
-use ecoprobe::workload::Roots;
-use ecoprobe::workload::hierarchy::Version;
-use ecoprobe::workload::names::{Change, Selection, resolve};
 
 const ID: &str = "3fa0d7c1e6b24a598c0f1d2e3b4a5968776554433221100ffeeddccbbaa99887";
 const UID: &str = "0b5c3a1e-7d42-4f6b-9a80-c1d2e3f40516";

@@ -10,10 +10,8 @@ use std::process::{Child, Command, Output, Stdio};
 
 use ecoprobe::base::WorkloadId;
 use ecoprobe::base::id::User;
+use ecoprobe::door::{Change, Owner, Owners, Roots, Watched, resolve};
 use ecoprobe::event::Workload;
-use ecoprobe::workload::Roots;
-use ecoprobe::workload::names::{Change, resolve};
-use ecoprobe::workload::owner::{Owner, Owners, Watched};
 
 use crate::sim::cgroup::TestCgroup;
 

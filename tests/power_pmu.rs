@@ -8,13 +8,11 @@ use std::time::Duration;
 
 use ecoprobe::base::error::Error;
 use ecoprobe::base::monotonic_ns;
+use ecoprobe::door::{
+    CpuEnergy, CpuEnergyChoice, EnergyMeter, Opened, PerfMeter, Roots, Unavailable,
+};
 use ecoprobe::event::Reading;
 use ecoprobe::event::sources::CpuEnergyKind;
-use ecoprobe::host::Roots;
-use ecoprobe::meter::choose::{CpuEnergyChoice, Opened};
-use ecoprobe::meter::rapl::Unavailable;
-use ecoprobe::meter::rapl::perf::PerfMeter;
-use ecoprobe::meter::{CpuEnergy, EnergyMeter};
 use sim::Sysfs;
 
 fn names(meter: &(impl EnergyMeter + ?Sized)) -> Vec<&str> {

@@ -22,8 +22,8 @@ use std::time::Duration;
 
 use ecoprobe::base::id::User;
 use ecoprobe::base::{WorkloadId, monotonic_ns};
+use ecoprobe::door::{Hook, LoadOptions, Probe};
 use ecoprobe::event::CpuTimes;
-use ecoprobe::probe::{Hook, LoadOptions, Probe};
 
 use crate::cgroup::{TestCgroup, v2_mount};
 use crate::load::{Load, Shape};

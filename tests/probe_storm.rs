@@ -18,8 +18,8 @@ use std::thread;
 use std::time::Duration;
 
 use ecoprobe::base::{WorkloadId, monotonic_ns};
+use ecoprobe::door::{LoadOptions, Probe};
 use ecoprobe::event::CpuTimes;
-use ecoprobe::probe::{LoadOptions, Probe};
 
 use crate::cgroup::TestCgroup;
 use crate::load::{Load, Shape};

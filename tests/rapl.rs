@@ -12,14 +12,12 @@ use std::time::Duration;
 
 use ecoprobe::base::error::Error;
 use ecoprobe::base::{Component, monotonic_ns};
+use ecoprobe::door::{
+    CpuEnergy, CpuEnergyChoice, EnergyMeter, Grain, Opened, PowercapMeter, Roots, Topology,
+    Unavailable,
+};
 use ecoprobe::event::Domain;
 use ecoprobe::event::sources::CpuEnergyKind;
-use ecoprobe::host::Roots;
-use ecoprobe::host::topology::{Grain, Topology};
-use ecoprobe::meter::choose::{CpuEnergyChoice, Opened};
-use ecoprobe::meter::rapl::Unavailable;
-use ecoprobe::meter::rapl::powercap::PowercapMeter;
-use ecoprobe::meter::{CpuEnergy, EnergyMeter};
 use sim::cgroup::TestCgroup;
 use sim::{Feed, Feeder, Layout, Machine, Power, Sysfs};
 

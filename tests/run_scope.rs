@@ -13,11 +13,11 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use ecoprobe::base::error::Error;
-use ecoprobe::command::run::child::{Child, Signals, SpawnError, exit_code};
+use ecoprobe::door::{
+    Child, Hierarchies, Place, Roots, Scope, Signals, SpawnError, Version, clean_up_stale,
+    exit_code,
+};
 use ecoprobe::event::WorkloadKind;
-use ecoprobe::workload::hierarchy::{Hierarchies, Version};
-use ecoprobe::workload::scope::{Scope, clean_up_stale};
-use ecoprobe::workload::{Place, Roots};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

@@ -12,8 +12,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ecoprobe::collector::Last;
-use ecoprobe::door::Live;
+use ecoprobe::door::{Last, Live};
 use nix::time::{ClockId, clock_getcpuclockid};
 use nix::unistd::Pid;
 use sim::cgroup::TestCgroup;

@@ -271,7 +271,7 @@ impl Bench {
 
 /// 1,000 and 10,000 as people write them.
 pub(crate) fn thousands(number: usize) -> String {
-    ecoprobe::output::units::count(number as u64)
+    ecoprobe::door::count(number as u64)
 }
 
 #[cfg(test)]

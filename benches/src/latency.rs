@@ -3,9 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use ecoprobe::collector::Last;
-use ecoprobe::door::Live;
-use ecoprobe::host::priority::Undisturbed;
+use ecoprobe::door::{Last, Live, Undisturbed};
 
 use crate::agent::{Agent, Cgroups, Energy, INTERVAL, gpu_driver, start_time};
 use crate::harness::{Bench, Metric, Outcome, Target, thousands};

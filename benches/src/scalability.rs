@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use ecoprobe::output::units::count;
+use ecoprobe::door::count;
 
 use crate::agent::{Agent, Cgroups, Driver, Energy, INTERVAL, gpu_driver};
 use crate::harness::{Bench, Metric, Outcome, thousands};

@@ -57,7 +57,7 @@ pub enum Last {
 
 /// What happened to cgroups of the followed hierarchy.
 #[derive(Debug, Default)]
-pub struct CgroupChanges {
+pub(crate) struct CgroupChanges {
     /// Ids, in the order of the events.
     pub made: Vec<u64>,
     pub removed: Vec<u64>,
@@ -70,7 +70,7 @@ const PLACE_AGAIN_NS: u64 = 1_000_000_000;
 
 /// Everything that is read.
 #[derive(Debug)]
-pub struct Collector {
+pub(crate) struct Collector {
     probe: Probe,
     meters: Vec<Box<dyn EnergyMeter>>,
     counters: Counters,
@@ -101,7 +101,7 @@ pub struct Collector {
 impl Collector {
     /// Opens every meter and attaches the probe. Nothing is told before [`Collector::begin`].
     /// What `began` is known to all from the first look on.
-    pub fn open(
+    pub(crate) fn open(
         options: &Options,
         hierarchy: &Hierarchy,
         began: Vec<Change>,
@@ -202,12 +202,12 @@ impl Collector {
     }
 
     /// How far apart readings may be, so that no counter wraps unseen; `None`: as far as you like.
-    pub fn longest_interval(&self) -> Option<Duration> {
+    pub(crate) fn longest_interval(&self) -> Option<Duration> {
         self.longest_interval
     }
 
     /// Tells what was found while opening.
-    pub fn begin(&mut self, emit: &mut dyn FnMut(&Event)) {
+    pub(crate) fn begin(&mut self, emit: &mut dyn FnMut(&Event)) {
         for event in std::mem::take(&mut self.found) {
             emit(&event);
         }
@@ -215,7 +215,11 @@ impl Collector {
 
     /// Takes in what became of a workload. Beyond the capacity its time stays in `other`, and the
     /// report says so.
-    pub fn apply(&mut self, change: Change, emit: &mut dyn FnMut(&Event)) -> anyhow::Result<()> {
+    pub(crate) fn apply(
+        &mut self,
+        change: Change,
+        emit: &mut dyn FnMut(&Event),
+    ) -> anyhow::Result<()> {
         if !select(&mut self.probe, &self.watched, &change)? {
             self.refused_workloads += 1;
         } else if let Some(workload) = change.workload() {
@@ -226,7 +230,7 @@ impl Collector {
 
     /// Reads every counter and tells. The last tick waits until the GPUs' counters have moved past it,
     /// so that its window holds all that is left of their energy.
-    pub fn tick(&mut self, last: Last, ends_window: bool, emit: &mut dyn FnMut(&Event)) {
+    pub(crate) fn tick(&mut self, last: Last, ends_window: bool, emit: &mut dyn FnMut(&Event)) {
         let start = monotonic_ns();
         self.read();
         // The window that covers a counter's short failure has its energy, too.
@@ -301,7 +305,7 @@ impl Collector {
     }
 
     /// Cgroups of the followed hierarchy since the last call.
-    pub fn cgroup_events(&mut self) -> CgroupChanges {
+    pub(crate) fn cgroup_events(&mut self) -> CgroupChanges {
         let mut changes = CgroupChanges::default();
         self.probe.cgroup_events(|event| {
             let ids = if event.made != 0 { &mut changes.made } else { &mut changes.removed };
@@ -314,12 +318,12 @@ impl Collector {
     }
 
     /// Becomes readable when [`Collector::cgroup_events`] has news.
-    pub fn cgroup_events_fd(&self) -> anyhow::Result<OwnedFd> {
+    pub(crate) fn cgroup_events_fd(&self) -> anyhow::Result<OwnedFd> {
         self.probe.cgroup_events_fd().context("cannot wait for the probe's events")
     }
 
     /// Tells what is left to tell, and what all of it has cost.
-    pub fn finish(&mut self, emit: &mut dyn FnMut(&Event)) -> Own {
+    pub(crate) fn finish(&mut self, emit: &mut dyn FnMut(&Event)) -> Own {
         // Unless the last tick has been there.
         self.finish_gpu();
         for event in self.gpu_events.drain(..) {

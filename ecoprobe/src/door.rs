@@ -6,15 +6,39 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser as _;
 
+pub use crate::collector::Last;
+pub use crate::command::doctor::{Check, Diagnosis, Level, diagnose, doctor};
+pub use crate::command::run::child::{Child, Signals, SpawnError, exit_code};
+pub use crate::config::Doctor;
+pub use crate::host::Roots;
+pub use crate::host::priority::Undisturbed;
+pub use crate::host::topology::{Grain, Topology};
+pub use crate::meter::choose::{CpuEnergyChoice, Opened};
+pub use crate::meter::gpu::{GpuEnd, GpuMeter, GpuOptions, PidOwner, Whose};
+pub use crate::meter::rapl::Unavailable;
+pub use crate::meter::rapl::perf::PerfMeter;
+pub use crate::meter::rapl::powercap::PowercapMeter;
+pub use crate::meter::{CpuEnergy, EnergyMeter};
+pub use crate::output::units::count;
+pub use crate::output::{Format, Target, open_quiet};
+pub use crate::probe::{Hook, LoadOptions, Probe, RunTime};
+pub use crate::recording::read;
+pub use crate::view::report::{Books as ReportBooks, Node, Report};
+pub use crate::workload::Place;
+pub use crate::workload::hierarchy::{Hierarchies, Version};
+pub use crate::workload::names::{Change, Selection, resolve};
+pub use crate::workload::owner::{Owner, Owners, Watched};
+pub use crate::workload::scope::{Scope, clean_up_stale};
+
 use crate::base::own::Own;
 use crate::cli::Cli;
-use crate::collector::{Collector, Last};
+use crate::collector::Collector;
 use crate::config::Config;
 use crate::energy::books::Books;
 use crate::event::{Event, Header};
 use crate::host::powercap::{self, ZoneKind};
 use crate::view;
-use crate::view::report::{Report, WindowReport};
+use crate::view::report::WindowReport;
 
 /// The books of a run whose events come from the caller.
 #[derive(Debug)]

@@ -2,22 +2,20 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::Parser as _;
 use ecoprobe::base::error;
-use ecoprobe::cli::Cli;
-use ecoprobe::config::Config;
-use ecoprobe::{command, host, output};
+use ecoprobe::{Cli, Config};
 
 fn main() -> ExitCode {
     // SIGPIPE stays ignored, as the Rust runtime leaves it: a reader that goes away is an error that
     // unwinds like any other, past what has to be cleaned up. Children get the default back from
     // `std::process::Command`.
-    host::stdout::keep();
-    let elevated = host::is_elevated();
+    ecoprobe::keep_stdout();
+    let elevated = ecoprobe::is_elevated();
     let config = Config::new(Cli::parse(), elevated).map_err(Into::into);
-    config.and_then(|config| command::execute(&config)).unwrap_or_else(|error| {
-        if !output::is_closed_pipe(&error) {
-            output::note(&format!("{error:#}"));
+    config.and_then(|config| ecoprobe::execute(&config)).unwrap_or_else(|error| {
+        if !ecoprobe::is_closed_pipe(&error) {
+            ecoprobe::note(&format!("{error:#}"));
         }
         error::exit_code(&error)
     })

@@ -298,7 +298,7 @@ impl Recording {
 }
 
 fn samples(path: &Path) -> Vec<Sample> {
-    let (_, events) = ecoprobe::recording::read(path).unwrap();
+    let (_, events) = ecoprobe::door::read(path).unwrap();
     let samples = events.map(Result::unwrap).filter_map(|event| match event {
         Event::Sample(sample) => Some(sample),
         _ => None,

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use ecoprobe::base::id::User;
 use ecoprobe::base::{WorkloadId, monotonic_ns};
+use ecoprobe::door::{GpuEnd, GpuMeter, GpuOptions, PidOwner};
 use ecoprobe::event::sources::GpuEnergySource;
 use ecoprobe::event::{Event, GpuWindow};
-use ecoprobe::meter::gpu::{GpuEnd, GpuMeter, GpuOptions, PidOwner};
 
 use crate::gpu::{Machine, uuid};
 

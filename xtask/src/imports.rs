@@ -11,8 +11,8 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 use crate::root;
 
-/// From left to right: each may import what stands beside it, and itself. `main` is the binary, whose
-/// imports are those of the library's outside.
+/// From left to right: each may import what stands beside it, and itself. `main` is the binary, with what
+/// the library's root shows it.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("base", &[]),
     ("event", &["base"]),
@@ -50,7 +50,22 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // For the project's own tests and benchmarks.
     (
         "door",
-        &["base", "event", "host", "workload", "collector", "energy", "view", "cli", "config"],
+        &[
+            "base",
+            "event",
+            "host",
+            "probe",
+            "meter",
+            "workload",
+            "collector",
+            "energy",
+            "recording",
+            "view",
+            "output",
+            "cli",
+            "config",
+            "command",
+        ],
     ),
 ];
 
@@ -129,8 +144,8 @@ fn read(source: &Path) -> Result<Imports> {
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
                 let module = module(source, &path);
-                let Some(first) = module.first() else { continue };
-                let found = imports.entry(first.clone()).or_default();
+                let first = module.first().map_or("main", String::as_str);
+                let found = imports.entry(first.to_owned()).or_default();
                 let tokens = TokenStream::from_str(&text)
                     .map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
                 collect(tokens, &module, found);
@@ -138,10 +153,15 @@ fn read(source: &Path) -> Result<Imports> {
             }
         }
     }
+    // Its other names come from the library's root.
+    let modules: BTreeSet<String> = imports.keys().cloned().collect();
+    if let Some(main) = imports.get_mut("main") {
+        main.retain(|name| modules.contains(name));
+    }
     Ok(imports)
 }
 
-/// The path of the module in a file; empty for the crate's root, which only lists its modules.
+/// The path of the module in a file; empty for the crate's root.
 fn module(source: &Path, path: &Path) -> Vec<String> {
     let relative = path.strip_prefix(source).unwrap_or(path).with_extension("");
     let name = |part: &std::ffi::OsStr| part.to_string_lossy().into_owned();

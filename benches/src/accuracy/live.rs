@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use ecoprobe::base::WorkloadId;
+use ecoprobe::door::{LoadOptions, Probe};
 use ecoprobe::event::CpuTimes;
-use ecoprobe::probe::{LoadOptions, Probe};
 
 use crate::harness::{Bench, Metric, Outcome, Target};
 use crate::simulators::cgroup::TestCgroup;

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use ecoprobe::collector::Last;
-use ecoprobe::door::{Live, package_counters};
+use ecoprobe::door::{Last, Live, package_counters};
 
 use crate::harness::{Bench, Metric, Outcome, Target};
 use crate::simulators::cgroup::TestCgroup;

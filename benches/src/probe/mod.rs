@@ -22,7 +22,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use aya::Btf;
 use aya::sys::{Stats, enable_stats};
-use ecoprobe::probe::Hook;
+use ecoprobe::door::Hook;
 use nix::sched::sched_getaffinity;
 use nix::unistd::Pid;
 use serde::Serialize;

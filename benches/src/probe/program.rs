@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::programs::{BtfTracePoint, loaded_programs};
 use aya::{Btf, EbpfLoader};
 use ecoprobe::base::WorkloadId;
-use ecoprobe::probe::{Hook, LoadOptions, Probe, RunTime};
+use ecoprobe::door::{Hook, LoadOptions, Probe, RunTime};
 use serde::Serialize;
 
 const REFERENCE: &[u8] = aya::include_bytes_aligned!("../../bpf/reference.o");

@@ -8,12 +8,12 @@ use crate::base::units::Joules;
 /// Emissions in grams of CO2e: `kWh × PUE × intensity`.
 ///
 /// `intensity` is in grams of CO2e per kWh.
-pub fn emissions_grams(energy: Joules, intensity: f64, pue: f64) -> f64 {
+pub(crate) fn emissions_grams(energy: Joules, intensity: f64, pue: f64) -> f64 {
     energy.kilowatt_hours() * pue * intensity
 }
 
 /// Cost in the currency of `price`, which is per kWh: `kWh × PUE × price`.
-pub fn cost(energy: Joules, price: f64, pue: f64) -> f64 {
+pub(crate) fn cost(energy: Joules, price: f64, pue: f64) -> f64 {
     energy.kilowatt_hours() * pue * price
 }
 

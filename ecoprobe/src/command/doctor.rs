@@ -14,7 +14,7 @@ use crate::config::Doctor;
 use crate::event::sources::CpuEnergyKind;
 use crate::host::stdout;
 
-pub const DOCTOR_SCHEMA: &str = "ecoprobe.doctor/1";
+pub(crate) const DOCTOR_SCHEMA: &str = "ecoprobe.doctor/1";
 
 /// What was looked for, what was found, and what follows.
 #[derive(Debug, Clone, PartialEq, Serialize)]

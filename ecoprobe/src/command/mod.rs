@@ -1,9 +1,9 @@
 //! One file a subcommand.
 
-pub mod doctor;
+pub(crate) mod doctor;
 mod measure;
 mod replay;
-pub mod run;
+pub(crate) mod run;
 mod watch;
 
 use std::process::ExitCode;

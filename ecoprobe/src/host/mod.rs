@@ -5,13 +5,13 @@ pub(crate) mod btf;
 pub(crate) mod cpu;
 pub(crate) mod kernel;
 pub(crate) mod mounts;
-pub mod own;
+pub(crate) mod own;
 pub(crate) mod power_pmu;
 pub(crate) mod powercap;
-pub mod priority;
-pub mod roots;
-pub mod stdout;
-pub mod topology;
+pub(crate) mod priority;
+pub(crate) mod roots;
+pub(crate) mod stdout;
+pub(crate) mod topology;
 
 pub use roots::Roots;
 
@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 /// A file of sysfs or procfs that says something no kernel says.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {reason}", path.display())]
-pub struct BadFact {
+pub(crate) struct BadFact {
     pub path: PathBuf,
     pub reason: String,
 }

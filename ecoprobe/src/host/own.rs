@@ -7,7 +7,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use crate::base::own::Own;
 
 /// CPU time of this process so far, all threads, user and system, seconds.
-pub fn cpu_seconds() -> Option<f64> {
+pub(crate) fn cpu_seconds() -> Option<f64> {
     let usage = getrusage(UsageWho::RUSAGE_SELF).ok()?;
     let seconds =
         |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 * 1e-6;
@@ -17,12 +17,12 @@ pub fn cpu_seconds() -> Option<f64> {
 /// The largest resident set of this process so far, bytes. `VmHWM`, because `ru_maxrss` also
 /// remembers what the process was before it became ecoprobe (a shell's fork). Always our own
 /// `/proc`, not the host's of `--procfs`.
-pub fn rss_peak_bytes() -> Option<u64> {
+pub(crate) fn rss_peak_bytes() -> Option<u64> {
     vm_hwm_bytes(&fs::read_to_string("/proc/self/status").ok()?)
 }
 
 /// Both of them; what the collector measures of itself is left empty.
-pub fn so_far() -> Own {
+pub(crate) fn so_far() -> Own {
     Own { cpu_seconds: cpu_seconds(), rss_peak_bytes: rss_peak_bytes(), ..Own::default() }
 }
 

@@ -23,7 +23,7 @@ pub fn keep() {
 }
 
 /// The real standard output.
-pub fn real() -> BorrowedFd<'static> {
+pub(crate) fn real() -> BorrowedFd<'static> {
     static NOT_KEPT: OnceLock<io::Stdout> = OnceLock::new();
     match REAL.get() {
         Some(real) => real.as_fd(),
@@ -36,7 +36,7 @@ pub fn real() -> BorrowedFd<'static> {
 /// # Errors
 ///
 /// There is no descriptor left.
-pub fn duplicate() -> io::Result<OwnedFd> {
+pub(crate) fn duplicate() -> io::Result<OwnedFd> {
     real().try_clone_to_owned()
 }
 

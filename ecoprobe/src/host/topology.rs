@@ -52,7 +52,7 @@ impl fmt::Display for PackageId {
 
 /// Socket and die of one CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub(crate) struct Place {
     pub socket: u32,
     pub die: u32,
 }
@@ -143,7 +143,7 @@ impl Topology {
 }
 
 /// Where each of `possible_cpus` CPUs sits, as far as it can be told.
-pub fn places(sysfs: &Path, possible_cpus: usize) -> Vec<Option<Place>> {
+pub(crate) fn places(sysfs: &Path, possible_cpus: usize) -> Vec<Option<Place>> {
     (0..possible_cpus).map(|cpu| place_of_cpu(sysfs, cpu)).collect()
 }
 

@@ -1,8 +1,8 @@
 //! Everything that reads a counter. I/O lives here; nothing here knows what a joule is billed to.
 
-pub mod choose;
-pub mod gpu;
-pub mod rapl;
+pub(crate) mod choose;
+pub(crate) mod gpu;
+pub(crate) mod rapl;
 
 pub use choose::CpuEnergy;
 

@@ -11,7 +11,7 @@ mod progress;
 mod table;
 mod target;
 mod text;
-pub mod units;
+pub(crate) mod units;
 pub(crate) mod writer;
 
 use std::fs;
@@ -90,7 +90,7 @@ pub trait Output: std::fmt::Debug + Send {
 /// # Errors
 ///
 /// Both are the same file, by path or by link.
-pub fn distinct(recording: Option<&Path>, target: &Target) -> Result<(), Error> {
+pub(crate) fn distinct(recording: Option<&Path>, target: &Target) -> Result<(), Error> {
     let (Some(recording), Some(output)) = (recording, target.file.as_deref()) else {
         return Ok(());
     };
@@ -111,7 +111,7 @@ pub fn distinct(recording: Option<&Path>, target: &Target) -> Result<(), Error> 
 
 /// Opens the output for a run that somebody may be watching: the table redraws in place on a
 /// terminal, other formats show a progress line.
-pub fn open(target: &Target) -> anyhow::Result<Box<dyn Output>> {
+pub(crate) fn open(target: &Target) -> anyhow::Result<Box<dyn Output>> {
     build(target, true)
 }
 

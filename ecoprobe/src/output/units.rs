@@ -3,11 +3,11 @@
 use std::fmt;
 
 /// What stands in the place of a value that could not be had.
-pub const MISSING: &str = "—";
+pub(crate) const MISSING: &str = "—";
 
 /// A number and its unit, apart so that a table can align both.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Quantity {
+pub(crate) struct Quantity {
     pub number: String,
     pub unit: &'static str,
 }
@@ -22,44 +22,44 @@ impl fmt::Display for Quantity {
 type Scale = &'static [(f64, &'static str)];
 
 /// µJ to GJ.
-pub fn joules(value: f64) -> Quantity {
+pub(crate) fn joules(value: f64) -> Quantity {
     const SCALE: Scale =
         &[(1e-6, "µJ"), (1e-3, "mJ"), (1.0, "J"), (1e3, "kJ"), (1e6, "MJ"), (1e9, "GJ")];
     scaled(value, SCALE)
 }
 
 /// Joules, shown as mWh to MWh.
-pub fn watt_hours(joules: f64) -> Quantity {
+pub(crate) fn watt_hours(joules: f64) -> Quantity {
     const SCALE: Scale = &[(1e-3, "mWh"), (1.0, "Wh"), (1e3, "kWh"), (1e6, "MWh")];
     scaled(joules / 3600.0, SCALE)
 }
 
 /// µW to MW.
-pub fn watts(value: f64) -> Quantity {
+pub(crate) fn watts(value: f64) -> Quantity {
     const SCALE: Scale = &[(1e-6, "µW"), (1e-3, "mW"), (1.0, "W"), (1e3, "kW"), (1e6, "MW")];
     scaled(value, SCALE)
 }
 
 /// µg to tonnes.
-pub fn grams(value: f64) -> Quantity {
+pub(crate) fn grams(value: f64) -> Quantity {
     const SCALE: Scale = &[(1e-6, "µg"), (1e-3, "mg"), (1.0, "g"), (1e3, "kg"), (1e6, "t")];
     scaled(value, SCALE)
 }
 
 /// Decimal: 1 MB is 10⁶ bytes.
-pub fn bytes(value: u64) -> Quantity {
+pub(crate) fn bytes(value: u64) -> Quantity {
     const SCALE: Scale = &[(1.0, "B"), (1e3, "kB"), (1e6, "MB"), (1e9, "GB")];
     scaled(value as f64, SCALE)
 }
 
 /// Microseconds, shown as ns to s.
-pub fn microseconds(value: f64) -> Quantity {
+pub(crate) fn microseconds(value: f64) -> Quantity {
     const SCALE: Scale = &[(1e-9, "ns"), (1e-6, "µs"), (1e-3, "ms"), (1.0, "s")];
     scaled(value * 1e-6, SCALE)
 }
 
 /// µs to hours; minutes begin at two, so that "90.0 s" stays what people say.
-pub fn seconds(value: f64) -> Quantity {
+pub(crate) fn seconds(value: f64) -> Quantity {
     const SMALL: Scale = &[(1e-6, "µs"), (1e-3, "ms"), (1.0, "s")];
     if value.abs() >= 7200.0 {
         scaled(value, &[(3600.0, "h")])
@@ -71,7 +71,7 @@ pub fn seconds(value: f64) -> Quantity {
 }
 
 /// Money in the user's own currency: no unit, three significant digits however small.
-pub fn money(value: f64) -> Quantity {
+pub(crate) fn money(value: f64) -> Quantity {
     let number = match value.abs() {
         _ if !value.is_finite() => MISSING.to_owned(),
         0.0 => "0".to_owned(),
@@ -86,7 +86,7 @@ pub fn money(value: f64) -> Quantity {
 }
 
 /// A share of 1, as a percentage.
-pub fn percent(share: f64) -> Quantity {
+pub(crate) fn percent(share: f64) -> Quantity {
     let number = match share * 100.0 {
         value if !value.is_finite() => MISSING.to_owned(),
         0.0 => "0".to_owned(),
@@ -111,7 +111,7 @@ pub fn count(value: u64) -> String {
 }
 
 /// How long something took, to the second once that is fine enough: "12.0 s", "3 min 20 s".
-pub fn elapsed(value: f64) -> String {
+pub(crate) fn elapsed(value: f64) -> String {
     if !value.is_finite() || value < 120.0 {
         return seconds(value).to_string();
     }
@@ -123,7 +123,7 @@ pub fn elapsed(value: f64) -> String {
 }
 
 /// A horizontal bar of `width` columns, filled to `share` of 1 in eighths of a column.
-pub fn bar(share: f64, width: usize) -> String {
+pub(crate) fn bar(share: f64, width: usize) -> String {
     const EIGHTHS: [char; 7] = ['▏', '▎', '▍', '▌', '▋', '▊', '▉'];
     let share = if share.is_finite() { share.clamp(0.0, 1.0) } else { 0.0 };
     let filled = (share * width as f64 * 8.0).round() as usize;

@@ -22,7 +22,7 @@ use aya_log::EbpfLogger;
 use ecoprobe_ebpf::CgroupEvent;
 
 use self::events::ProbeLog;
-pub use self::exits::Exits;
+pub(crate) use self::exits::Exits;
 use self::exits::History;
 pub use self::load::{Hook, LoadOptions};
 use self::read::Counters;

@@ -34,7 +34,7 @@ const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// A recording that cannot be written, or opened, or read further.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {doing} {path}")]
-pub struct RecordingError {
+pub(crate) struct RecordingError {
     doing: &'static str,
     path: String,
     source: io::Error,
@@ -49,7 +49,7 @@ impl RecordingError {
 
 /// Writes a recording.
 #[derive(Debug)]
-pub struct Recorder {
+pub(crate) struct Recorder {
     path: PathBuf,
     /// `None` once a write failed.
     file: Option<BufWriter<File>>,
@@ -59,7 +59,7 @@ pub struct Recorder {
 
 impl Recorder {
     /// Creates the file, or empties the one that is there.
-    pub fn create(path: &Path) -> Result<Self, RecordingError> {
+    pub(crate) fn create(path: &Path) -> Result<Self, RecordingError> {
         let file = File::create(path).map_err(RecordingError::new("create the recording", path))?;
         Ok(Self {
             path: path.to_owned(),
@@ -71,7 +71,7 @@ impl Recorder {
 
     /// Adds one event; the header must be the first. The first failure is returned and ends the
     /// recording, not the run: what is written after it is dropped without another error.
-    pub fn write(&mut self, event: &Event) -> Result<(), RecordingError> {
+    pub(crate) fn write(&mut self, event: &Event) -> Result<(), RecordingError> {
         let Some(file) = &mut self.file else { return Ok(()) };
         let mut write = || {
             self.shape.check(event).map_err(io::Error::other)?;
@@ -92,7 +92,7 @@ impl Recorder {
     }
 
     /// Writes what is still buffered.
-    pub fn finish(mut self) -> Result<(), RecordingError> {
+    pub(crate) fn finish(mut self) -> Result<(), RecordingError> {
         let flushed = self.file.as_mut().map_or(Ok(()), Write::flush);
         self.fail_once(flushed)
     }

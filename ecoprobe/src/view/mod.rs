@@ -1,7 +1,7 @@
 //! What is shown: the books laid out as the report and as windows. The outside schema lives in
 //! [`report`]; nothing left of here knows it.
 
-pub mod report;
+pub(crate) mod report;
 #[cfg(test)]
 mod tests;
 

@@ -9,7 +9,7 @@ use crate::base::own::Own;
 use crate::event::sources::{self, CpuEnergyKind, GpuEnergyKind, GpuReadMethod, StaticPowerKind};
 use crate::event::{GpuMethod, WorkloadKind};
 
-pub const REPORT_SCHEMA: &str = "ecoprobe.report/1";
+pub(crate) const REPORT_SCHEMA: &str = "ecoprobe.report/1";
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {

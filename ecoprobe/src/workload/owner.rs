@@ -149,7 +149,7 @@ impl Owners {
 /// The driver speaks of pids as the initial pid namespace has them. `/proc/1/ns/pid` tells which
 /// namespace a procfs shows, whichever this process is in itself: an agent in a container may have
 /// the host's procfs mounted elsewhere.
-pub fn shows_host_pids(procfs: &Path) -> bool {
+pub(crate) fn shows_host_pids(procfs: &Path) -> bool {
     // PROC_PID_INIT_INO, include/linux/proc_ns.h
     const INITIAL: &str = "pid:[4026531836]";
     let shows = |pid: &str| fs::read_link(procfs.join(pid).join("ns/pid")).ok();

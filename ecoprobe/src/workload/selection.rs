@@ -22,7 +22,7 @@ use crate::event::Workload;
 
 /// For so long a cgroup may be gone before the run is over: systemd starts a service again after
 /// 100 ms if nothing else is asked for, and seconds where somebody restarts it by hand.
-pub const GRACE_NS: u64 = 2_000_000_000;
+pub(crate) const GRACE_NS: u64 = 2_000_000_000;
 
 /// So many ends ago a match of a glob is still known by its path; the same path later is another
 /// workload, with another id. What was named outright is never forgotten.

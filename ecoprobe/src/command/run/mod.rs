@@ -1,6 +1,6 @@
 //! `ecoprobe run -- COMMAND`: a command in a cgroup of its own.
 
-pub mod child;
+pub(crate) mod child;
 mod relay;
 
 use std::io::IsTerminal as _;

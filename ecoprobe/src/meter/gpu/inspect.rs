@@ -1,6 +1,5 @@
 //! A short look at what NVML offers here, for `doctor`.
 
-use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -8,7 +7,7 @@ use super::calls::Calls;
 use super::device::Device;
 use super::driver::{Driver, ProcessKind};
 use super::fault::{Fault, Kind, OpenError};
-use super::nvml::{Library, Nvml};
+use super::nvml::Nvml;
 use super::poller::{Context, Opened, open_devices};
 use super::{GpuOptions, PidOwner};
 use crate::event::sources::GpuDevice;
@@ -18,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What there is to measure with.
 #[derive(Debug)]
-pub struct Offer {
+pub(crate) struct Offer {
     /// A sentence for each device that cannot be measured.
     pub devices: Vec<Result<DeviceOffer, String>>,
     /// The driver's pids mean something here.
@@ -27,7 +26,7 @@ pub struct Offer {
 
 /// What one device offers.
 #[derive(Debug)]
-pub struct DeviceOffer {
+pub(crate) struct DeviceOffer {
     pub device: GpuDevice,
     /// Why its energy is not, or should not be, from its energy counter, in a few words.
     pub without_counter: Option<&'static str>,
@@ -40,7 +39,7 @@ pub struct DeviceOffer {
 
 /// Something that a device does not tell.
 #[derive(Debug)]
-pub struct Lack {
+pub(crate) struct Lack {
     pub why: String,
     /// Someone with more rights would be told.
     pub denied: bool,
@@ -55,7 +54,7 @@ impl From<Fault> for Lack {
 
 /// NVML does not start.
 #[derive(Debug)]
-pub struct Refusal {
+pub(crate) struct Refusal {
     pub why: String,
     /// One line.
     pub mend: &'static str,
@@ -67,25 +66,13 @@ impl From<OpenError> for Refusal {
     }
 }
 
-/// Where the dynamic linker finds the NVML library, of that name or path if one is given. Loads it,
-/// and looks for the functions that are needed; nothing is started.
-///
-/// # Errors
-///
-/// There is none, or none that works.
-pub fn find_library(library: Option<&Path>) -> Result<PathBuf, Refusal> {
-    let found = Library::load(library)?;
-    let asked = library.unwrap_or(Path::new("libnvidia-ml.so.1"));
-    Ok(found.file().unwrap_or_else(|| asked.to_owned()))
-}
-
 /// Starts NVML, looks at each device as a run does when it starts, and stops it again; gives up after
 /// 10 seconds. Of `owner` it is asked only whether the driver's pids mean anything.
 ///
 /// # Errors
 ///
 /// NVML cannot be loaded, does not start, or does not answer.
-pub fn inspect(options: GpuOptions, owner: impl PidOwner) -> Result<Offer, Refusal> {
+pub(crate) fn inspect(options: GpuOptions, owner: impl PidOwner) -> Result<Offer, Refusal> {
     let (answer, answered) = mpsc::sync_channel(1);
     // A driver that hangs keeps its thread, and nothing else.
     let thread = std::thread::Builder::new().name("ecoprobe-nvml".into());

@@ -24,7 +24,7 @@ mod curve;
 mod device;
 mod driver;
 mod fault;
-pub mod inspect;
+pub(crate) mod inspect;
 mod nvml;
 mod owner;
 mod plausible;

@@ -6,8 +6,8 @@
 
 pub(crate) mod alive;
 pub(crate) mod overlap;
-pub mod perf;
-pub mod powercap;
+pub(crate) mod perf;
+pub(crate) mod powercap;
 
 use std::path::PathBuf;
 

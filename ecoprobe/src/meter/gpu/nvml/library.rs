@@ -1,12 +1,10 @@
 //! Finding and loading the library. What the dynamic linker finds is what will be used, so it is the
 //! linker that is asked, not its cache.
 
-use std::ffi::{CStr, OsStr};
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nvml_wrapper_sys::bindings::NvmlLib;
 
@@ -65,20 +63,5 @@ impl Library {
     /// What was asked for: a path, or a name for the linker to find.
     pub(super) fn shown(&self) -> &str {
         &self.shown
-    }
-
-    /// The file that the linker found.
-    pub(in crate::meter::gpu) fn file(&self) -> Option<PathBuf> {
-        let address = *self.functions.nvmlInit_v2.as_ref().ok()? as *const libc::c_void;
-        // SAFETY: plain pointers, for which zero is a value; `dladdr` fills them.
-        let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
-        // SAFETY: any address may be asked about.
-        if unsafe { libc::dladdr(address, &mut info) } == 0 || info.dli_fname.is_null() {
-            return None;
-        }
-        // SAFETY: `dladdr` succeeded, so the name is a string that lives as long as the library,
-        // which is never unloaded.
-        let name = unsafe { CStr::from_ptr(info.dli_fname) };
-        Some(PathBuf::from(OsStr::from_bytes(name.to_bytes())))
     }
 }
