@@ -8,7 +8,7 @@ use clap::Parser as _;
 
 use crate::base::own::Own;
 use crate::cli::Cli;
-use crate::collector::{Collector, Last};
+use crate::collector::{Collector, Last, Newcomers};
 use crate::config::Config;
 use crate::energy::books::Books;
 use crate::event::{Event, Header};
@@ -63,7 +63,8 @@ impl Live {
         let options = &config.measure.collect;
         let mut selection = crate::workload::names::resolve(&config.names, &options.roots)?;
         let workloads = selection.start();
-        let (mut collector, header) = Collector::open(options, &selection.hierarchy, workloads)?;
+        let (mut collector, header) =
+            Collector::open(options, &selection.hierarchy, workloads, Newcomers::Ignored)?;
         let mut books = Books::open(header, false);
         let emit = &mut |event: &Event| drop(books.apply(event));
         collector.begin(emit);
