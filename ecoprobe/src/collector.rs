@@ -237,6 +237,9 @@ impl Collector {
     /// Reads every counter and tells. The last tick waits until the GPUs' counters have moved past it,
     /// so that its window holds all that is left of their energy.
     pub fn tick(&mut self, last: Last, ends_window: bool, emit: &mut dyn FnMut(&Event)) {
+        if last == Last::Yes {
+            self.probe.settle_all_newcomers();
+        }
         let start = monotonic_ns();
         self.read();
         self.sample.ends_window = ends_window;
@@ -322,7 +325,7 @@ impl Collector {
     }
 
     /// Bills new cgroups to nobody of their own, unless they have begun by now or are `undecided`. To
-    /// be called whenever changes have been applied, and before the last tick.
+    /// be called whenever changes have been applied.
     pub fn settle_newcomers(&mut self, undecided: impl Fn(u64) -> bool) {
         self.probe.settle_newcomers(undecided);
     }
@@ -344,6 +347,14 @@ impl Collector {
             let message = format!(
                 "{} workloads found no room and are part of `other`; raise --max-workloads",
                 self.refused_workloads
+            );
+            emit(&Event::Warning { message });
+        }
+        let late = self.probe.begun_late();
+        if late > 0 {
+            let message = format!(
+                "{late} cgroups were made faster than the probe could follow: what they ran before \
+                 they were noticed is not billed to them"
             );
             emit(&Event::Warning { message });
         }

@@ -63,7 +63,6 @@ async fn measure(
     // What has come and gone just now is billed as well.
     let changes = run.cgroup_changes();
     run.apply(selection.update(&changes.made, &changes.removed, changes.lost))?;
-    run.settle_newcomers(|_| false);
     run.last_tick();
     let complete = run.finish(gone.into_iter().collect());
     Ok(if complete { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) })

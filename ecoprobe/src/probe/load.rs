@@ -1,6 +1,6 @@
 //! Loading and attaching the probe.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use super::events::ProbeLog;
 use super::exits::{Exits, History};
 use super::layout::Constants;
 use super::read::Counters;
-use super::slots::{SPARES, Slots};
+use super::slots::{RESERVE, Slots};
 use super::{Probe, object, verifier};
 use crate::base::Error;
 use crate::host::btf::{BtfError, KernelLayout};
@@ -115,7 +115,7 @@ pub(super) fn load_object(
         .map_max_entries("CPUS", constants.nr_cpus)
         .map_max_entries("COUNTERS", constants.nr_counters)
         .map_max_entries("SELECTED", constants.nr_slots)
-        .map_max_entries("SPARES", SPARES)
+        .map_max_entries("SPARES", RESERVE)
         // Children of the selected cgroups and everybody else's cgroups share this cache.
         .map_max_entries("RESOLVED", options.max_workloads.saturating_mul(2).max(8192))
         .map_max_entries("EXITED", most_exited)
@@ -162,6 +162,8 @@ pub(super) fn load_object(
         events,
         news: VecDeque::new(),
         forgotten_news: 0,
+        slotless: HashSet::new(),
+        begun_late: 0,
         ended: Vec::new(),
         settled_ns: 0,
         exits: options.exits.then_some(exits),

@@ -12,7 +12,7 @@ mod read;
 mod slots;
 mod verifier;
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
@@ -20,6 +20,7 @@ use std::time::Duration;
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData, Queue, RingBuf};
 use aya_log::EbpfLogger;
+use ecoprobe_ebpf::SLOT_OTHER;
 
 use self::events::ProbeLog;
 pub use self::events::{CgroupNews, Fate};
@@ -49,6 +50,9 @@ pub struct Probe {
     news: VecDeque<CgroupNews>,
     /// How many were never told.
     forgotten_news: u64,
+    /// Made of late, when the probe had no slot to give away.
+    slotless: HashSet<u64>,
+    begun_late: u64,
     /// Found to have ended between two readings.
     ended: Vec<WorkloadId>,
     /// When slots were settled last between two readings.
@@ -119,7 +123,10 @@ impl Probe {
             Begin::NoRoom => return Ok(false),
             Begin::Known => return Ok(true),
             Begin::Adopted { slot, since } => (slot, Some(since)),
-            Begin::New(slot) => (slot, None),
+            Begin::New(slot) => {
+                self.begun_late += u64::from(self.slotless.remove(&cgroup_id));
+                (slot, None)
+            }
         };
         if let Some(history) = &self.history {
             history.begin(slot, User::Workload(id), since.unwrap_or_else(monotonic_ns));
@@ -152,6 +159,10 @@ impl Probe {
     /// [`news`](Probe::cgroup_news) so far have been looked at.
     pub fn settle_newcomers(&mut self, undecided: impl Fn(u64) -> bool) {
         let now = monotonic_ns();
+        if !self.slotless.is_empty() {
+            self.slotless.clear();
+            self.slots.want_more();
+        }
         let history = self.history.as_ref();
         self.slots.decline(now, undecided, |declined| {
             if let Some(history) = history {
@@ -166,6 +177,14 @@ impl Probe {
             self.settle(now, MOST_BETWEEN);
             self.give_spares();
         }
+    }
+
+    /// Bills newcomers as [`settle_newcomers`](Self::settle_newcomers) does, and those too of which
+    /// nobody was told: before the last reading.
+    pub fn settle_all_newcomers(&mut self) {
+        self.hear();
+        self.slots.told();
+        self.settle_newcomers(|_| false);
     }
 
     /// Sees to it that the probe has slots to give away.
@@ -228,6 +247,7 @@ impl Probe {
     /// Cgroups made or removed in the followed hierarchy since the last call.
     pub fn cgroup_news(&mut self) -> impl Iterator<Item = CgroupNews> + '_ {
         self.hear();
+        self.slots.told();
         self.news.drain(..)
     }
 
@@ -236,6 +256,9 @@ impl Probe {
         while let Some(item) = self.events.next() {
             let Some((event, path)) = events::cgroup_event(&item) else { continue };
             if event.made != 0 {
+                if event.slot == SLOT_OTHER && self.slotless.len() < MOST_NEWS {
+                    self.slotless.insert(event.cgroup_id);
+                }
                 self.slots.wait(event.slot, event.cgroup_id, event.heir, event.mono_ns);
             }
             if self.news.len() == MOST_NEWS {
@@ -250,6 +273,12 @@ impl Probe {
     /// across.
     pub fn cgroup_events_fd(&self) -> io::Result<OwnedFd> {
         self.events.as_fd().try_clone_to_owned()
+    }
+
+    /// How many cgroups were begun of which the probe has not seen the beginning, because too many
+    /// were made at a time: what they ran at first is their ancestor's.
+    pub fn begun_late(&self) -> u64 {
+        self.begun_late
     }
 
     /// What the probe found worth saying since the last call.

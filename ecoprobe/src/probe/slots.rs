@@ -33,8 +33,9 @@ use self::accounts::Accounts;
 use crate::base::WorkloadId;
 use crate::event::CpuTimes;
 
-/// How many slots the probe can take before it hears from us: a burst of cgroups.
-pub(super) const SPARES: u32 = 128;
+/// How many slots the probe can take at first before it hears from us: a burst of cgroups. Each is a
+/// counter more to read for each CPU; where they have not been enough, there are more.
+const SPARES: u32 = 256;
 /// How many slots there are for those and for cgroups that nobody asked for, until they are settled.
 pub(super) const RESERVE: u32 = 1024;
 
@@ -76,6 +77,8 @@ struct Newcomer {
     heir: u32,
     /// When it was made.
     since: u64,
+    /// Whether whoever may ask for it has heard of it.
+    told: bool,
 }
 
 /// Which slots a CPU may bill to, as of the last reading.
@@ -128,8 +131,10 @@ pub(super) struct Slots {
     by_cgroup: HashMap<u64, u32>,
     /// Ending or draining.
     leaving: Vec<u32>,
-    /// How many slots are spare, how many are out of the reserve, and how many may be.
+    /// How many slots are spare and how many should be, how many are out of the reserve and how many may
+    /// be.
     spare: u32,
+    spares: u32,
     reserved: u32,
     reserve: u32,
     /// Waiting, in the order in which they were made; and some that do not any more.
@@ -157,6 +162,7 @@ impl Slots {
             by_cgroup: HashMap::new(),
             leaving: Vec::new(),
             spare: 0,
+            spares: SPARES.min(reserve),
             reserved: 0,
             reserve,
             newcomers: Vec::new(),
@@ -174,7 +180,7 @@ impl Slots {
 
     /// Another slot for the probe to give away, if it is to have one.
     pub(super) fn spare(&mut self) -> Option<u32> {
-        if self.spare >= SPARES || self.reserved >= self.reserve {
+        if self.spare >= self.spares || self.reserved >= self.reserve {
             return None;
         }
         let number = self.take()?;
@@ -183,6 +189,11 @@ impl Slots {
         self.spare += 1;
         self.reserved += 1;
         Some(number)
+    }
+
+    /// The probe had none when it needed one.
+    pub(super) fn want_more(&mut self) {
+        self.spares = self.spares.saturating_mul(2).min(self.reserve);
     }
 
     /// The probe could not be given a spare slot.
@@ -195,7 +206,7 @@ impl Slots {
 
     /// Whether the probe will soon have no slot to give away, and for want of some that are leaving.
     pub(super) fn is_short(&self) -> bool {
-        self.is_settling() && (self.room() < self.leaving.len() || self.spare < SPARES / 2)
+        self.is_settling() && (self.room() < self.leaving.len() || self.spare < self.spares / 2)
     }
 
     /// The probe has given a spare slot to a new cgroup.
@@ -211,7 +222,7 @@ impl Slots {
         let waiting = &mut self.slots[slot as usize];
         waiting.state = State::Waiting;
         waiting.cgroup_id = cgroup_id;
-        self.newcomers.push(Newcomer { slot, cgroup_id, heir, since });
+        self.newcomers.push(Newcomer { slot, cgroup_id, heir, since, told: false });
     }
 
     pub(super) fn begin(&mut self, id: WorkloadId, cgroup_id: u64) -> Begin {
@@ -259,6 +270,11 @@ impl Slots {
         Begin::Adopted { slot: number, since }
     }
 
+    /// All newcomers so far may have been asked for.
+    pub(super) fn told(&mut self) {
+        self.newcomers.iter_mut().for_each(|newcomer| newcomer.told = true);
+    }
+
     /// Gives the waiting cgroups to their heirs, but for those that may still be asked for.
     pub(super) fn decline(
         &mut self,
@@ -275,7 +291,9 @@ impl Slots {
             let in_time = now < newcomer.since.saturating_add(WAIT);
             // An heir that is undecided itself was made before, and so comes first in this list.
             if in_time
-                && (undecided(newcomer.cgroup_id) || self.state(newcomer.heir) == State::Waiting)
+                && (!newcomer.told
+                    || undecided(newcomer.cgroup_id)
+                    || self.state(newcomer.heir) == State::Waiting)
             {
                 return true;
             }

@@ -164,6 +164,7 @@ fn other(slots: &mut Slots) -> u64 {
 
 fn declined(slots: &mut Slots, now: u64, undecided: &[u64]) -> Vec<(u32, Option<u64>)> {
     let mut heirs = Vec::new();
+    slots.told();
     let heir = |declined: Declined| (declined.slot, declined.heir.map(|id| id.0));
     slots.decline(now, |id| undecided.contains(&id), |it| heirs.push(heir(it)));
     heirs
@@ -225,6 +226,23 @@ fn a_newcomer_that_nobody_asks_for_is_its_heirs() {
     assert_eq!(declined(&mut slots, WAIT - 1, &[13]), []);
     assert_eq!(declined(&mut slots, WAIT, &[13]), [(spares[2], None)]);
     assert_eq!(other(&mut slots), 13);
+}
+
+#[test]
+fn a_newcomer_waits_until_somebody_has_heard_of_it() {
+    let mut slots = Slots::new(SLOT_FIRST + 4, 3, 1);
+    let spare = slots.spare().unwrap();
+    slots.wait(spare, 10, 0, 0);
+    slots.decline(0, |_| false, |declined| panic!("{declined:?}"));
+    slots.bill(0, spare, 1);
+    assert_eq!(slots.begin(WorkloadId(1), 10), Begin::Adopted { slot: spare, since: 0 });
+    assert_eq!(listed(&mut slots), [(1, 1)]);
+    // Or nobody listens.
+    let spare = slots.spare().unwrap();
+    slots.wait(spare, 11, 0, 0);
+    let mut count = 0;
+    slots.decline(WAIT, |_| false, |_| count += 1);
+    assert_eq!(count, 1);
 }
 
 #[test]
