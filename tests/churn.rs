@@ -18,7 +18,7 @@ use ecoprobe::event::CpuTimes;
 use ecoprobe::probe::{Fate, LoadOptions, Probe};
 use nix::sys::signal::Signal;
 use sim::cgroup::TestCgroup;
-use sim::cli::{Report, Running, number, until};
+use sim::cli::{Recording, Report, Running, number, until};
 use sim::load::Job;
 
 /// Of the kernel's own account.
@@ -89,14 +89,15 @@ fn no_cgroup_lives_too_short() {
     let top = TestCgroup::v2("churn");
     let _first = top.child("first");
     let glob = format!("{}/*", top.cgroup());
-    let run = Running::start([
-        "--cgroup",
-        &glob,
-        "--max-workloads=4096",
-        "--cpu-energy=none",
-        "--format=json",
-    ]);
-    thread::sleep(Duration::from_millis(1_000));
+    // Windows with some thousand rows each would be a load of their own.
+    let recording = Recording::new();
+    let (fixed, record) = (["--max-workloads=4096", "--cpu-energy=none"], recording.arg());
+    let options = fixed.into_iter().chain(["--format=json", "--record", &record]);
+    let run = Running::start(["--cgroup", &glob].into_iter().chain(options));
+    // What ran before the first sample is not part of the run.
+    let begun =
+        || fs::read_to_string(recording.path()).is_ok_and(|text| text.contains("\"sample\""));
+    until("the first sample", begun);
     let (begin, next, early) = (Instant::now(), AtomicUsize::new(0), Mutex::new(0.0));
     thread::scope(|scope| {
         for _ in 0..WORKERS {
