@@ -61,6 +61,15 @@ fn cpu_seconds(report: &Report) -> f64 {
     report.0["workloads"].as_array().unwrap().iter().map(|row| number(&row["cpu_seconds"])).sum()
 }
 
+/// What may be missing because this kernel hides some switches from every tracer, seconds: each of
+/// them hides up to one slice of some task, which is then nobody's.
+fn hidden(report: &Report) -> f64 {
+    if !report.warnings().contains("hidden from tracers") {
+        return 0.0;
+    }
+    1e-3 * number(&report.0["self"]["probe"]["dropped"])
+}
+
 /// `slack` in seconds.
 #[track_caller]
 fn assert_cpu_time(found: f64, kernel: f64, slack: f64, what: &str) {
@@ -127,7 +136,8 @@ fn no_cgroup_lives_too_short() {
     run.signal(Signal::SIGTERM);
     let ended = run.wait().succeeded();
     let report = ended.report();
-    assert_cpu_time(cpu_seconds(&report), seconds(&top), 0.0, "all of them");
+    let slack = if count < 50_000 { hidden(&report).min(0.01) } else { 0.0 };
+    assert_cpu_time(cpu_seconds(&report), seconds(&top), slack, "all of them");
     assert!(!report.warnings().contains("no room"), "{}", report.warnings());
     // The last few thousand that ended have a row each.
     if count >= 50_000 {
@@ -156,7 +166,7 @@ fn a_service_that_restarts_loses_nothing() {
     let report = stop(run);
     cpu_seconds(&report);
     assert_eq!(report.0["workloads"].as_array().unwrap().len(), 1);
-    let slack = 0.2e-3 * f64::from(LIVES);
+    let slack = 0.2e-3 * f64::from(LIVES) + hidden(&report).min(0.01);
     assert_cpu_time(report.cpu_seconds(&name), seconds(&top), slack, "the service");
 }
 
@@ -188,10 +198,11 @@ fn what_nobody_watches_stays_with_its_ancestor() {
         }
     });
     let report = stop(run);
+    let slack = 0.2e-3 + hidden(&report).min(0.01);
     let of_parent = report.cpu_seconds(&parent.cgroup());
     let of_jobs = cpu_seconds(&report) - of_parent;
-    assert_cpu_time(of_parent, seconds(&parent), 0.2e-3, "the parent");
-    assert_cpu_time(of_jobs, seconds(&jobs), 0.2e-3, "the jobs");
+    assert_cpu_time(of_parent, seconds(&parent), slack, "the parent");
+    assert_cpu_time(of_jobs, seconds(&jobs), slack, "the jobs");
     let rows = report.0["workloads"].as_array().unwrap();
     assert!(rows.iter().all(|row| !row["name"].as_str().unwrap().contains("elsewhere")));
 }
