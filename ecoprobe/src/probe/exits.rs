@@ -12,9 +12,12 @@ use crate::base::id::User;
 /// changes hands some five times a second at most.
 const MOST_OWNERS: usize = 16;
 
-/// Since when who has had each slot, CLOCK_MONOTONIC in nanoseconds.
+/// Since when who has had a slot, CLOCK_MONOTONIC in nanoseconds.
+type SlotOwners = VecDeque<(u64, User)>;
+
+/// Of each slot.
 #[derive(Debug, Clone, Default)]
-pub(super) struct History(Arc<RwLock<Vec<VecDeque<(u64, User)>>>>);
+pub(super) struct History(Arc<RwLock<Vec<SlotOwners>>>);
 
 impl History {
     /// `since` is when it began to be counted there.
