@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ecoprobe::base::error::Error;
-use ecoprobe::door::{Change, Roots, Selection, Version, resolve};
+use ecoprobe::door::{Change, Made, Roots, Selection, Version, resolve};
 use ecoprobe::event::{Workload, WorkloadKind};
 
 const ID: &str = "3fa0d7c1e6b24a598c0f1d2e3b4a5968776554433221100ffeeddccbbaa99887";
@@ -95,6 +95,11 @@ impl Fixture {
 
 fn workloads(selection: &mut Selection) -> Vec<Workload> {
     began(selection.start())
+}
+
+/// Made, and the kernel does not say where.
+fn made(ids: &[u64]) -> Vec<Made> {
+    ids.iter().map(|id| Made { id: *id, path: None }).collect()
 }
 
 #[track_caller]
@@ -526,10 +531,10 @@ mod real {
         assert_eq!(selection.start().len(), 1);
         let second = job.child("b");
         let ids = [1, second.id(), u64::MAX];
-        let new = began(selection.update(&ids, &[], false));
+        let new = began(selection.update(&made(&ids), &[], false));
         assert_eq!(new.len(), 1);
         assert_eq!((&*new[0].cgroup, new[0].cgroup_id), (&*second.cgroup(), second.id()));
-        assert!(selection.update(&ids, &[], false).is_empty());
+        assert!(selection.update(&made(&ids), &[], false).is_empty());
         assert!(selection.update(&[], &[], true).is_empty());
 
         // Without knowing which.
@@ -537,7 +542,7 @@ mod real {
         assert_eq!(selection.update(&[], &[], true).len(), 1);
         // Gone before anybody asked, or outside of the glob.
         let (gone, inner) = (job.child("d").id(), third.child("e"));
-        assert!(selection.update(&[gone, inner.id()], &[], false).is_empty());
+        assert!(selection.update(&made(&[gone, inner.id()]), &[], false).is_empty());
     }
 
     #[test]
@@ -551,7 +556,7 @@ mod real {
         for _ in 0..10 {
             let old = service.take().unwrap().id();
             let new = service.insert(job.child("s")).id();
-            let news = selection.update(&[new], &[old], false);
+            let news = selection.update(&made(&[new]), &[old], false);
             let [Change::Gone { id, cgroup_id }, Change::Moved { workload }] = &news[..] else {
                 panic!("{news:?}")
             };
@@ -584,7 +589,7 @@ mod real {
             let path = job.path().join(format!("job-{number}"));
             fs::create_dir(&path).unwrap();
             let id = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&path).unwrap());
-            began += selection.update(&[id], &[], false).len();
+            began += selection.update(&made(&[id]), &[], false).len();
             fs::remove_dir(&path).unwrap();
             gone += selection.update(&[], &[id], false).len();
             assert_eq!(selection.count(), 1);
@@ -618,7 +623,7 @@ mod real {
         assert!(selection.update(&[], &[], true).is_empty());
         // The name is the path's.
         let again = job.child("a");
-        let news = selection.update(&[again.id()], &[], false);
+        let news = selection.update(&made(&[again.id()]), &[], false);
         let [Change::Moved { workload }] = &news[..] else { panic!("{news:?}") };
         assert_eq!((workload.id, workload.cgroup_id), (first[0].id, again.id()));
     }

@@ -85,6 +85,7 @@ impl Watch {
             v1_controller,
             hierarchy_id,
             max_workloads,
+            newcomers: true,
             exits,
             hook,
         })

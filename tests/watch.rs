@@ -165,8 +165,6 @@ fn a_glob_takes_in_what_is_made_later() {
     let late = top.child("late");
     let inside = late.child("inside");
     let name = late.cgroup().trim_start_matches('/').to_owned();
-    // What it did before it was noticed is `other`'s.
-    until("a window with it", || run.stdout().contains(&name));
     let load = Load::hog(inside.path(), 0);
     thread::sleep(Duration::from_millis(1500));
     let used = || late.usage_ns() as f64 * 1e-9;
@@ -282,8 +280,8 @@ fn a_service_that_restarts_is_one_row_with_all_of_its_time() {
     let rows = report.0["workloads"].as_array().unwrap();
     assert_eq!(rows.len(), 2, "{rows:?}");
     let found = report.cpu_seconds(&name);
-    // At each start it takes a moment to be noticed, longer where others want the CPU. In its first
-    // life it had a fifth of its time.
+    // A load that is moved while it runs is cut there by the clock. In its first life it had a fifth of
+    // its time, some of it before the run began.
     assert!(found < used + 0.02, "{found} s of {used} s");
     assert!(found > 0.6 * (used - before), "{found} s of {used} s, {before} s of it before");
 }

@@ -170,14 +170,33 @@ pub struct Resolved {
     pub selection: u32,
 }
 
-/// A cgroup was made or removed.
+/// A cgroup was made or removed. Its path from the root of its hierarchy follows, `path_len` bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct CgroupEvent {
     pub cgroup_id: u64,
+    /// When, CLOCK_MONOTONIC, ns.
+    pub mono_ns: u64,
     /// 1: made; 0: removed.
     pub made: u32,
-    pub _pad: u32,
+    /// The spare slot that a new cgroup is billed to until the agent has decided whose it is;
+    /// [`SLOT_OTHER`]: there was none to spare.
+    pub slot: u32,
+    /// Whose its time would be without that slot: its nearest selected ancestor's.
+    pub heir: u32,
+    /// 0: the path is too long, or of no interest.
+    pub path_len: u32,
+}
+
+/// A path must be shorter than this to be told, bytes.
+pub const MAX_PATH: usize = 256;
+
+/// An event before it is told.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct CgroupEventBuffer {
+    pub event: CgroupEvent,
+    pub path: [u8; MAX_PATH],
 }
 
 /// Whose a process was of which a thread has exited.
@@ -198,6 +217,7 @@ const _: () = {
     assert!(size_of::<Known>() == 16);
     assert!(NR_KNOWN.is_power_of_two());
     assert!(size_of::<Resolved>() == 8);
-    assert!(size_of::<CgroupEvent>() == 16);
+    assert!(size_of::<CgroupEvent>() == 32);
+    assert!(size_of::<CgroupEventBuffer>() == 32 + MAX_PATH);
     assert!(size_of::<Exited>() == 16);
 };

@@ -1,8 +1,8 @@
 //! The maps.
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
-use ecoprobe_ebpf::{CpuState, Exited, Known, NR_KNOWN, Resolved, Shared};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, Queue, RingBuf};
+use ecoprobe_ebpf::{CgroupEventBuffer, CpuState, Exited, Known, NR_KNOWN, Resolved, Shared};
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
@@ -23,7 +23,7 @@ pub(crate) static SHARED: Array<Shared> = Array::with_max_entries(1, BPF_F_MMAPA
 #[map]
 pub(crate) static KNOWN: PerCpuArray<[Known; NR_KNOWN]> = PerCpuArray::with_max_entries(1, 0);
 
-// The selected cgroups and their slots. Written by the agent only.
+// The selected cgroups and their slots. Written by the agent, and where a cgroup is made.
 #[map]
 pub(crate) static SELECTED: HashMap<u64, u32> = HashMap::with_max_entries(1, 0);
 
@@ -39,5 +39,13 @@ pub(crate) static EXITED: LruHashMap<u32, Exited> = LruHashMap::with_max_entries
 #[map]
 pub(crate) static EXITED_OTHERS: LruHashMap<u32, Exited> = LruHashMap::with_max_entries(1, 0);
 
+// Slots for cgroups that are made from now on. Filled by the agent.
 #[map]
-pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
+pub(crate) static SPARES: Queue<u32> = Queue::with_max_entries(1, 0);
+
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
+
+// Where an event is put together: it is too large for the stack.
+#[map]
+pub(crate) static EVENT: PerCpuArray<CgroupEventBuffer> = PerCpuArray::with_max_entries(1, 0);

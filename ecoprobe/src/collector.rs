@@ -19,9 +19,9 @@ use crate::host::{self, Roots};
 use crate::meter::EnergyMeter;
 use crate::meter::choose::{CpuEnergyChoice, Opened};
 use crate::meter::gpu::{GpuEnergyChoice, GpuMeter, GpuOptions, PidOwner, Whose};
-use crate::probe::{Exits, LoadOptions, Probe};
+use crate::probe::{Exits, Fate, LoadOptions, Probe};
 use crate::workload::hierarchy::Hierarchy;
-use crate::workload::names::Change;
+use crate::workload::names::{Change, Made};
 use crate::workload::owner::{Owner, Owners, Watched};
 
 /// So many readings in a row of a counter may fail before it is said to be away.
@@ -55,11 +55,21 @@ pub enum Last {
     Yes,
 }
 
+/// Whether cgroups that are made later may become workloads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Newcomers {
+    /// They are billed from the first if [`Collector::settle_newcomers`] is called when the news of them
+    /// has been dealt with.
+    Welcome,
+    Ignored,
+}
+
 /// What happened to cgroups of the followed hierarchy.
 #[derive(Debug, Default)]
 pub(crate) struct CgroupChanges {
-    /// Ids, in the order of the events.
-    pub made: Vec<u64>,
+    /// In the order of the events.
+    pub made: Vec<Made>,
+    /// Ids, likewise.
     pub removed: Vec<u64>,
     /// Some events did not fit into the probe's queue.
     pub lost: bool,
@@ -105,6 +115,7 @@ impl Collector {
         options: &Options,
         hierarchy: &Hierarchy,
         began: Vec<Change>,
+        newcomers: Newcomers,
     ) -> anyhow::Result<(Self, Header)> {
         let roots = &options.roots;
         let cpus = aya::util::nr_cpus().map_err(|(path, error)| {
@@ -132,6 +143,7 @@ impl Collector {
             v1_controller: hierarchy.v1_controller(),
             hierarchy_id,
             max_workloads: most,
+            newcomers: newcomers == Newcomers::Welcome,
             exits: options.gpu_energy != GpuEnergyChoice::None,
             hook: None,
         })?;
@@ -231,6 +243,9 @@ impl Collector {
     /// Reads every counter and tells. The last tick waits until the GPUs' counters have moved past it,
     /// so that its window holds all that is left of their energy.
     pub(crate) fn tick(&mut self, last: Last, ends_window: bool, emit: &mut dyn FnMut(&Event)) {
+        if last == Last::Yes {
+            self.probe.settle_all_newcomers();
+        }
         let start = monotonic_ns();
         self.read();
         // The window that covers a counter's short failure has its energy, too.
@@ -307,17 +322,26 @@ impl Collector {
     /// Cgroups of the followed hierarchy since the last call.
     pub(crate) fn cgroup_events(&mut self) -> CgroupChanges {
         let mut changes = CgroupChanges::default();
-        self.probe.cgroup_events(|event| {
-            let ids = if event.made != 0 { &mut changes.made } else { &mut changes.removed };
-            ids.push(event.cgroup_id);
-        });
+        for news in self.probe.cgroup_news() {
+            match news.what {
+                Fate::Made(path) => changes.made.push(Made { id: news.cgroup_id, path }),
+                Fate::Removed => changes.removed.push(news.cgroup_id),
+            }
+        }
         let lost = self.probe.lost_events();
         changes.lost = lost != self.seen_lost_events;
         self.seen_lost_events = lost;
         changes
     }
 
-    /// Becomes readable when [`Collector::cgroup_events`] has news.
+    /// Bills new cgroups to nobody of their own, unless they have begun by now or are `undecided`. To
+    /// be called whenever changes have been applied.
+    pub(crate) fn settle_newcomers(&mut self, undecided: impl Fn(u64) -> bool) {
+        self.probe.settle_newcomers(undecided);
+    }
+
+    /// Becomes readable when [`Collector::cgroup_events`] has something; but a tick may have come across
+    /// it before.
     pub(crate) fn cgroup_events_fd(&self) -> anyhow::Result<OwnedFd> {
         self.probe.cgroup_events_fd().context("cannot wait for the probe's events")
     }
@@ -333,6 +357,14 @@ impl Collector {
             let message = format!(
                 "{} workloads found no room and are part of `other`; raise --max-workloads",
                 self.refused_workloads
+            );
+            emit(&Event::Warning { message });
+        }
+        let late = self.probe.begun_late();
+        if late > 0 {
+            let message = format!(
+                "{late} cgroups were made faster than the probe could follow: what they ran before \
+                 they were noticed is not billed to them"
             );
             emit(&Event::Warning { message });
         }

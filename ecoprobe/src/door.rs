@@ -26,13 +26,13 @@ pub use crate::recording::read;
 pub use crate::view::report::{Books as ReportBooks, Node, Report};
 pub use crate::workload::Place;
 pub use crate::workload::hierarchy::{Hierarchies, Version};
-pub use crate::workload::names::{Change, Selection, resolve};
+pub use crate::workload::names::{Change, Made, Selection, resolve};
 pub use crate::workload::owner::{Owner, Owners, Watched};
 pub use crate::workload::scope::{Scope, clean_up_stale};
 
 use crate::base::own::Own;
 use crate::cli::Cli;
-use crate::collector::Collector;
+use crate::collector::{Collector, Newcomers};
 use crate::config::Config;
 use crate::energy::books::Books;
 use crate::event::{Event, Header};
@@ -87,7 +87,8 @@ impl Live {
         let options = &config.measure.collect;
         let mut selection = crate::workload::names::resolve(&config.names, &options.roots)?;
         let workloads = selection.start();
-        let (mut collector, header) = Collector::open(options, &selection.hierarchy, workloads)?;
+        let (mut collector, header) =
+            Collector::open(options, &selection.hierarchy, workloads, Newcomers::Ignored)?;
         let mut books = Books::open(header, false);
         let emit = &mut |event: &Event| {
             books.apply(event);

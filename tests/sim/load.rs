@@ -90,6 +90,41 @@ impl Drop for Load {
     }
 }
 
+/// A process that is born in a cgroup, runs for a while, and ends by itself.
+#[derive(Debug)]
+pub(crate) struct Job(Pid);
+
+impl Job {
+    /// Nothing of it runs anywhere else (CLONE_INTO_CGROUP, Linux 5.7).
+    pub(crate) fn start(cgroup: &Path, busy: Duration) -> Self {
+        let directory =
+            fs::File::open(cgroup).unwrap_or_else(|error| panic!("{cgroup:?}: {error}"));
+        // SAFETY: all zeros is a fork.
+        let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+        // libc has it as an int, which it does not fit into.
+        arguments.flags = 0x2_0000_0000;
+        arguments.exit_signal = libc::SIGCHLD as u64;
+        arguments.cgroup = directory.as_raw_fd() as u64;
+        let size = size_of_val(&arguments);
+        // SAFETY: the arguments outlive the call. The child has a copy of this memory, of which other
+        // threads may hold locks: it calls nothing but what is async-signal-safe.
+        match unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size) } {
+            -1 => panic!("clone3: {}", std::io::Error::last_os_error()),
+            0 => {
+                spin_until(now() + busy.as_nanos() as u64);
+                // SAFETY: ends the child.
+                unsafe { libc::_exit(0) }
+            }
+            pid => Self(Pid::from_raw(pid as i32)),
+        }
+    }
+
+    /// Until it has ended.
+    pub(crate) fn wait(self) {
+        let _ = waitpid(self.0, None);
+    }
+}
+
 /// The child of a fork. Calls only what is async-signal-safe.
 unsafe fn wait_then_run(shape: Shape, gate: i32, open: i32) -> ! {
     // SAFETY: plain system calls on our own memory; see `start` for why nothing else is here.

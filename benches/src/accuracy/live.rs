@@ -52,6 +52,7 @@ fn error(shape: Shape, duration: Duration) -> Result<f64> {
         v1_controller: None,
         hierarchy_id: 0,
         max_workloads: 1,
+        newcomers: false,
         exits: false,
         hook: None,
     })?;

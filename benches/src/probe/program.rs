@@ -56,6 +56,7 @@ impl Attached {
             v1_controller: None,
             hierarchy_id: 0,
             max_workloads: selected.len() as u32,
+            newcomers: false,
             exits: false,
             hook: Some(hook),
         })?;

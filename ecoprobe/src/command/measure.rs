@@ -129,6 +129,16 @@ impl Measurement {
         Ok(())
     }
 
+    /// What became of cgroups since it was told last.
+    pub(super) fn cgroup_changes(&mut self) -> CgroupChanges {
+        self.collector.cgroup_events()
+    }
+
+    /// New cgroups that have not begun by now are nobody's, but for the `undecided`.
+    pub(super) fn settle_newcomers(&mut self, undecided: impl Fn(u64) -> bool) {
+        self.collector.settle_newcomers(undecided);
+    }
+
     /// Asks to be woken at a time, CLOCK_MONOTONIC nanoseconds.
     pub(super) fn wake_at(&mut self, at_ns: Option<u64>) {
         let left = at_ns.map(|at| Duration::from_nanos(at.saturating_sub(monotonic_ns())));

@@ -7,37 +7,37 @@ use aya::maps::{HashMap, MapData};
 use ecoprobe_ebpf::{Exited, SLOT_OTHER};
 
 use crate::base::id::User;
-use crate::base::{WorkloadId, monotonic_ns};
 
 /// How many owners of a slot are remembered. The probe remembers an exit for seconds, and a slot
 /// changes hands some five times a second at most.
 const MOST_OWNERS: usize = 16;
 
-/// Who has had a slot since when, CLOCK_MONOTONIC in nanoseconds, the latest last.
-type Owners = VecDeque<(u64, WorkloadId)>;
+/// Since when who has had a slot, CLOCK_MONOTONIC in nanoseconds.
+type SlotOwners = VecDeque<(u64, User)>;
 
-/// The owners of each slot.
+/// Of each slot.
 #[derive(Debug, Clone, Default)]
-pub(super) struct History(Arc<RwLock<Vec<Owners>>>);
+pub(super) struct History(Arc<RwLock<Vec<SlotOwners>>>);
 
 impl History {
-    pub(super) fn begin(&self, slot: u32, id: WorkloadId) {
+    /// `since` is when it began to be counted there.
+    pub(super) fn begin(&self, slot: u32, user: User, since: u64) {
         let mut slots = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let slot = slot as usize;
         if slots.len() <= slot {
-            slots.resize_with(slot + 1, Owners::new);
+            slots.resize_with(slot + 1, SlotOwners::new);
         }
         if slots[slot].len() == MOST_OWNERS {
             slots[slot].pop_front();
         }
-        slots[slot].push_back((monotonic_ns(), id));
+        slots[slot].push_back((since, user));
     }
 
     /// `None`: too long ago.
-    fn owner(&self, slot: u32, at_ns: u64) -> Option<WorkloadId> {
+    fn owner(&self, slot: u32, at_ns: u64) -> Option<User> {
         let slots = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let owners = slots.get(slot as usize)?;
-        owners.iter().rev().find(|(since, _)| *since <= at_ns).map(|(_, id)| *id)
+        owners.iter().rev().find(|(since, _)| *since <= at_ns).map(|(_, user)| *user)
     }
 }
 
@@ -65,7 +65,7 @@ impl Exits {
         let Value(last) = found.max_by_key(|Value(exited)| exited.mono_ns)?;
         let user = match last.slot {
             SLOT_OTHER => User::Other,
-            slot => User::Workload(self.history.owner(slot, last.mono_ns)?),
+            slot => self.history.owner(slot, last.mono_ns)?,
         };
         Some((user, last.mono_ns))
     }
@@ -74,23 +74,28 @@ impl Exits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::{WorkloadId, monotonic_ns};
+
+    fn workload(id: u64) -> User {
+        User::Workload(WorkloadId(id))
+    }
 
     #[test]
     fn an_exit_belongs_to_whoever_had_the_slot_then() {
         let history = History::default();
         let before = monotonic_ns();
-        history.begin(5, WorkloadId(1));
+        history.begin(5, workload(1), monotonic_ns());
         let first = monotonic_ns();
-        history.begin(5, WorkloadId(2));
-        assert_eq!(history.owner(5, first), Some(WorkloadId(1)));
-        assert_eq!(history.owner(5, monotonic_ns()), Some(WorkloadId(2)));
+        history.begin(5, workload(2), monotonic_ns());
+        assert_eq!(history.owner(5, first), Some(workload(1)));
+        assert_eq!(history.owner(5, monotonic_ns()), Some(workload(2)));
         assert_eq!(history.owner(5, before - 1), None);
         assert_eq!(history.owner(4, first), None);
         assert_eq!(history.owner(99, first), None);
         for id in 3..100 {
-            history.begin(5, WorkloadId(id));
+            history.begin(5, workload(id), monotonic_ns());
         }
         assert_eq!(history.owner(5, first), None, "too long ago to say");
-        assert_eq!(history.owner(5, monotonic_ns()), Some(WorkloadId(99)));
+        assert_eq!(history.owner(5, monotonic_ns()), Some(workload(99)));
     }
 }

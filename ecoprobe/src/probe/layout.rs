@@ -3,12 +3,15 @@
 use ecoprobe_ebpf::{Field, LAYOUT_LEN, SLOT_FIRST};
 
 use super::LoadOptions;
+use super::slots::RESERVE;
 use crate::base::Error;
 use crate::host::btf::{BtfError, KernelLayout};
 
 pub(super) struct Constants {
     pub(super) nr_cpus: u32,
     pub(super) nr_slots: u32,
+    /// How many of them are no workload's in particular.
+    pub(super) reserve: u32,
     /// Of all CPUs together.
     pub(super) nr_counters: u32,
     pub(super) fields: [u64; LAYOUT_LEN],
@@ -18,9 +21,10 @@ impl Constants {
     pub(super) fn new(layout: &KernelLayout, options: &LoadOptions<'_>) -> Result<Self, Error> {
         let fields = fields(layout, options)
             .map_err(|error| Error::Cannot(format!("{error}; this kernel is not supported")))?;
+        let reserve = if options.newcomers { RESERVE } else { 0 };
         let sizes = || {
             let nr_cpus = u32::try_from(options.package_of_cpu.len()).ok()?;
-            let nr_slots = options.max_workloads.checked_add(SLOT_FIRST)?;
+            let nr_slots = options.max_workloads.checked_add(SLOT_FIRST + reserve)?;
             Some((nr_cpus, nr_slots, nr_cpus.checked_mul(nr_slots)?))
         };
         let (nr_cpus, nr_slots, nr_counters) = sizes().ok_or_else(|| {
@@ -30,7 +34,7 @@ impl Constants {
                 options.package_of_cpu.len()
             ))
         })?;
-        Ok(Self { nr_cpus, nr_slots, nr_counters, fields })
+        Ok(Self { nr_cpus, nr_slots, reserve, nr_counters, fields })
     }
 }
 

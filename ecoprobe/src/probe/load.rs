@@ -1,9 +1,10 @@
 //! Loading and attaching the probe.
 
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::path::Path;
 
-use aya::maps::{HashMap, Map, MapData, RingBuf};
+use aya::maps::{HashMap, Map, MapData, Queue, RingBuf};
 use aya::programs::{BtfTracePoint, RawTracePoint};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
 use aya_log::EbpfLogger;
@@ -12,7 +13,7 @@ use super::events::ProbeLog;
 use super::exits::{Exits, History};
 use super::layout::Constants;
 use super::read::Counters;
-use super::slots::Slots;
+use super::slots::{RESERVE, Slots};
 use super::{Probe, object, verifier};
 use crate::base::Error;
 use crate::host::btf::{BtfError, KernelLayout};
@@ -49,6 +50,9 @@ pub struct LoadOptions<'a> {
     pub hierarchy_id: u32,
     /// At the same time; a workload that has ended makes room.
     pub max_workloads: u32,
+    /// Whether cgroups that are made later may be begun: they are counted apart from the first, until
+    /// [`Probe::settle_newcomers`] or [`Probe::begin`]. If not, it costs no memory.
+    pub newcomers: bool,
     /// Whether [`Probe::watch_exits`] may be asked for; if not, it costs no memory either.
     pub exits: bool,
     /// `None`: whatever this kernel can do best.
@@ -110,7 +114,8 @@ pub(super) fn load_object(
     loader
         .map_max_entries("CPUS", constants.nr_cpus)
         .map_max_entries("COUNTERS", constants.nr_counters)
-        .map_max_entries("SELECTED", options.max_workloads.max(1))
+        .map_max_entries("SELECTED", constants.nr_slots)
+        .map_max_entries("SPARES", RESERVE)
         // Children of the selected cgroups and everybody else's cgroups share this cache.
         .map_max_entries("RESOLVED", options.max_workloads.saturating_mul(2).max(8192))
         .map_max_entries("EXITED", most_exited)
@@ -139,6 +144,7 @@ pub(super) fn load_object(
     let internal = |error| cannot("use the probe's maps", &error);
     let selected = HashMap::try_from(take_map(&mut ebpf, "SELECTED")?).map_err(internal)?;
     let events = RingBuf::try_from(take_map(&mut ebpf, "EVENTS")?).map_err(internal)?;
+    let spares = Queue::try_from(take_map(&mut ebpf, "SPARES")?).map_err(internal)?;
     let mut exited = |name| HashMap::try_from(take_map(&mut ebpf, name)?).map_err(internal);
     let history = History::default();
     let exits =
@@ -150,9 +156,16 @@ pub(super) fn load_object(
         ebpf,
         hook,
         counters,
-        slots: Slots::new(constants.nr_slots, options.packages),
+        slots: Slots::new(constants.nr_slots, constants.reserve, options.packages),
         selected,
+        spares,
         events,
+        news: VecDeque::new(),
+        forgotten_news: 0,
+        slotless: HashSet::new(),
+        begun_late: 0,
+        ended: Vec::new(),
+        settled_ns: 0,
         exits: options.exits.then_some(exits),
         history: options.exits.then_some(history),
         logger,

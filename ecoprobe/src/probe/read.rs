@@ -99,12 +99,23 @@ impl Counters {
             }
         }
         out.packages.resize_with(self.packages, PackageTime::default);
+        for (other, more) in self.other.iter_mut().zip(slots.for_other()) {
+            *other += more;
+        }
         let places = out.packages.iter_mut().chain([&mut out.unplaced]);
         for ((place, idle), other) in places.zip(&self.idle).zip(&self.other) {
             place.idle = *idle;
             place.other = *other;
         }
         slots.list(out);
+        now
+    }
+
+    /// Takes in what was counted so far, and which slots each CPU may bill to, for the next reading to
+    /// tell.
+    pub(super) fn look(&mut self, slots: &mut Slots) -> u64 {
+        let now = monotonic_ns();
+        self.read_cpus(now, slots);
         now
     }
 

@@ -16,6 +16,7 @@ fn options(cpus: usize) -> LoadOptions<'static> {
         v1_controller: None,
         hierarchy_id: 0,
         max_workloads: 8,
+        newcomers: true,
         exits: true,
         hook: None,
     }

@@ -7,7 +7,7 @@ use super::Roots;
 use super::hierarchy::{Hierarchies, Hierarchy};
 use super::pods::Pods;
 use super::query::{Query, Rank, choose};
-pub use super::selection::{Change, Selection};
+pub use super::selection::{Change, Made, Selection};
 use super::selection::{Found, path_name};
 use super::shown::shown_path;
 use super::tree::Node;

@@ -63,6 +63,14 @@ impl Change {
     }
 }
 
+/// A cgroup that was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Made {
+    pub id: u64,
+    /// From the root of the hierarchy, as the kernel had it then; `None`: it did not tell.
+    pub path: Option<PathBuf>,
+}
+
 /// What a name was found to mean.
 #[derive(Debug)]
 pub(super) struct Found {
@@ -92,8 +100,12 @@ pub struct Selection {
     /// Matches of globs without a cgroup, in the order of their ends.
     ended: VecDeque<(Arc<Path>, u64)>,
     ends: u64,
+    /// Whether the kernel's paths are those below the mount.
+    sees_all: bool,
     /// Said to be made and not found yet, and how often to look again.
     pending: Vec<(u64, u8)>,
+    /// Made of late, and where is not known yet.
+    unplaced: HashSet<u64>,
     looks: u8,
     /// CLOCK_MONOTONIC when, nanoseconds.
     look_at: Option<u64>,
@@ -135,6 +147,7 @@ impl Selection {
         roots: &Roots,
     ) -> Self {
         let handles = Handles::of(&hierarchy.mount, &roots.procfs);
+        let sees_all = hierarchy.is_whole();
         Self {
             hierarchy,
             warnings,
@@ -148,7 +161,9 @@ impl Selection {
             vacant: Vec::new(),
             ended: VecDeque::new(),
             ends: 0,
+            sees_all,
             pending: Vec::new(),
+            unplaced: HashSet::new(),
             looks: 0,
             look_at: None,
             checked: 0,
@@ -179,11 +194,11 @@ impl Selection {
         news
     }
 
-    /// What follows from cgroups that were made and removed, by their ids, each in the order of
-    /// events. A cgroup may be in both. `lost`: there were more. To be called with nothing as well, at
-    /// every tick and at [`wake_at`](Self::wake_at): a cgroup that was said to be made may not be found
-    /// at once.
-    pub fn update(&mut self, made: &[u64], removed: &[u64], lost: bool) -> Vec<Change> {
+    /// What follows from cgroups that were made and removed, each in the order of events. A cgroup may
+    /// be in both: if it is said where it was, it has lived. `lost`: there were more. To be called with
+    /// nothing as well, at every tick and at [`wake_at`](Self::wake_at): a cgroup that was said to be
+    /// made may not be found at once.
+    pub fn update(&mut self, made: &[Made], removed: &[u64], lost: bool) -> Vec<Change> {
         let mut news = Vec::new();
         let mut pods = LazyPods::default();
         for id in removed {
@@ -195,21 +210,43 @@ impl Selection {
         } else if self.hierarchy.version != Version::V2 {
             self.check_some(&mut news);
         }
+        let removed: HashSet<u64> = removed.iter().copied().collect();
+        let mut elsewhere = Vec::new();
+        for made in made {
+            let path = made.path.as_deref().filter(|_| self.sees_all);
+            match path.and_then(|path| self.hierarchy.relative(path)) {
+                Some(path) => {
+                    let node = Node { path, id: made.id };
+                    self.appear_at(node, removed.contains(&made.id), &mut pods, &mut news);
+                }
+                None => elsewhere.push(made.id),
+            }
+        }
         if !made.is_empty() || !news.is_empty() || lost {
             self.looks = LOOKS;
         }
         if self.looks > 0 {
             self.looks -= 1;
             self.fill_vacant(&mut pods, &mut news);
-            self.match_globs(made, removed, lost, &mut pods, &mut news);
+            self.match_globs(&elsewhere, &removed, lost, &mut pods, &mut news);
         }
+        let elsewhere = elsewhere.into_iter().filter(|id| !removed.contains(id));
+        self.unplaced.extend(elsewhere.take(PENDING.saturating_sub(self.unplaced.len())));
         self.forget();
         self.look_at = self.next_look();
+        if self.look_at.is_none() {
+            self.unplaced.clear();
+        }
         self.gone_since = match self.living.is_empty() {
             true => self.gone_since.or_else(|| Some(monotonic_ns())),
             false => None,
         };
         news
+    }
+
+    /// Whether a cgroup that was made may yet turn out to be a workload's.
+    pub fn is_undecided(&self, cgroup_id: u64) -> bool {
+        self.unplaced.contains(&cgroup_id)
     }
 
     /// When [`update`](Self::update) wants to be called again although nothing was told, CLOCK_MONOTONIC
@@ -269,6 +306,20 @@ impl Selection {
             true => Change::Began(workload),
             false => Change::Moved { workload },
         }));
+    }
+
+    /// A cgroup was made, and may be `gone` again by now.
+    fn appear_at(&mut self, node: Node, gone: bool, pods: &mut LazyPods, news: &mut Vec<Change>) {
+        let named = self.known.get(node.path.as_path()).is_some_and(|known| known.named);
+        if !named && !self.globs.iter().any(|glob| glob.test_path(&node.path).matches) {
+            return;
+        }
+        self.vacant.retain(|key| **key != *node.path);
+        let (id, name) = (node.id, path_name(&node.path));
+        self.appear(node, name, named, pods, news);
+        if gone {
+            self.leave(id, news);
+        }
     }
 
     /// A cgroup is gone.
@@ -358,7 +409,7 @@ impl Selection {
     fn match_globs(
         &mut self,
         made: &[u64],
-        removed: &[u64],
+        removed: &HashSet<u64>,
         lost: bool,
         pods: &mut LazyPods,
         news: &mut Vec<Change>,
@@ -368,7 +419,6 @@ impl Selection {
         }
         let mut matches = match &self.handles {
             Some(handles) if !lost => {
-                let removed: HashSet<u64> = removed.iter().copied().collect();
                 let mut pending = std::mem::take(&mut self.pending);
                 pending.extend(made.iter().map(|id| (*id, LOOKS)));
                 let mut found = Vec::new();

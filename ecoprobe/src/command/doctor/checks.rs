@@ -84,6 +84,7 @@ fn probe(roots: &Roots, hierarchy: &Hierarchy) -> Check {
             v1_controller: hierarchy.v1_controller(),
             hierarchy_id,
             max_workloads: 1,
+            newcomers: true,
             exits: false,
             hook: None,
         })?;

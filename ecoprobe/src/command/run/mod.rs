@@ -15,7 +15,7 @@ use self::child::{Child, Signals};
 use self::relay::Relay;
 use super::measure::{Measurement, Wake, runtime};
 use crate::base::error::EXIT_FAILED;
-use crate::collector::Collector;
+use crate::collector::{Collector, Newcomers};
 use crate::config;
 use crate::host::stdout;
 use crate::output::{self, Format, Target};
@@ -60,7 +60,8 @@ async fn measure(
 ) -> anyhow::Result<ExitCode> {
     let signals = Signals::listen()?;
     let began = Change::Began(scope.workload(&name(config)));
-    let opened = Collector::open(&config.measure.collect, scope.hierarchy(), vec![began])?;
+    let options = &config.measure.collect;
+    let opened = Collector::open(options, scope.hierarchy(), vec![began], Newcomers::Ignored)?;
     let mut run = Measurement::start(&config.measure, opened, 1, output, signals)?;
     let mut child = match Child::spawn(&config.command, &scope, for_command) {
         Ok(child) => child,

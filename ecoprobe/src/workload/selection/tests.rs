@@ -53,6 +53,16 @@ impl Host {
     }
 }
 
+/// Made, and the kernel does not say where.
+fn ids(ids: &[u64]) -> Vec<Made> {
+    ids.iter().map(|id| Made { id: *id, path: None }).collect()
+}
+
+/// Made there, as the kernel says.
+fn made(id: u64, path: &str) -> Made {
+    Made { id, path: Some(path.into()) }
+}
+
 /// As a sentence each: what, id, name, cgroup.
 fn told(news: &[Change]) -> Vec<String> {
     let of = |what: &str, it: &Workload| format!("{what} {} {} {}", it.id.0, it.name, it.cgroup);
@@ -87,7 +97,7 @@ fn a_service_that_restarts_is_one_workload() {
         let old = host.remove("s/a.service");
         let new = host.make("s/a.service");
         assert_ne!(old, new);
-        let news = selection.update(&[new], &[old], false);
+        let news = selection.update(&ids(&[new]), &[old], false);
         assert_eq!(told(&news), ["gone 1", "moved 1 a.service /s/a.service"]);
         assert_eq!(news.iter().map(cgroup_id).collect::<Vec<_>>(), [old, new]);
     }
@@ -101,7 +111,7 @@ fn a_service_that_restarts_is_one_workload() {
     // Its parent goes and comes too.
     host.remove("s");
     let new = host.make("s/a.service");
-    let news = selection.update(&[host.id("s"), new], &[], false);
+    let news = selection.update(&ids(&[host.id("s"), new]), &[], false);
     assert_eq!(told(&news), ["moved 1 a.service /s/a.service"]);
 }
 
@@ -116,14 +126,14 @@ fn several_lives_in_one_batch_are_the_last_one() {
         removed.push(host.remove("a"));
         made.push(host.make("a"));
     }
-    let news = selection.update(&made, &removed, false);
+    let news = selection.update(&ids(&made), &removed, false);
     assert_eq!(told(&news), ["gone 1", "moved 1 a /a"]);
     assert_eq!(cgroup_id(&news[1]), host.id("a"));
     // Its events come again: late, and twice.
-    assert!(selection.update(&made, &removed[..2], false).is_empty());
+    assert!(selection.update(&ids(&made), &removed[..2], false).is_empty());
     // And gone for good in the end.
     removed.push(host.remove("a"));
-    assert_eq!(told(&selection.update(&made, &removed, false)), ["gone 1"]);
+    assert_eq!(told(&selection.update(&ids(&made), &removed, false)), ["gone 1"]);
 }
 
 #[test]
@@ -134,7 +144,7 @@ fn what_cannot_be_found_at_once_is_looked_for_again() {
     selection.start();
     assert_eq!(selection.wake_at(), None);
     let old = host.remove("a");
-    assert_eq!(told(&selection.update(&[7], &[old], false)), ["gone 1"]);
+    assert_eq!(told(&selection.update(&ids(&[7]), &[old], false)), ["gone 1"]);
     let (now, over) = (monotonic_ns(), selection.over_at().unwrap());
     assert!(selection.wake_at().is_some_and(|at| at < over && at < now + 2_000_000));
     host.make("a");
@@ -170,7 +180,10 @@ fn a_match_of_a_glob_that_comes_back_is_known() {
     selection.start();
     let old = host.remove("g/x");
     let new = host.make("g/x");
-    assert_eq!(told(&selection.update(&[new], &[old], false)), ["gone 1", "moved 1 g/x /g/x"]);
+    assert_eq!(
+        told(&selection.update(&ids(&[new]), &[old], false)),
+        ["gone 1", "moved 1 g/x /g/x"]
+    );
     // No glob is ever over.
     let old = host.remove("g/x");
     assert_eq!(told(&selection.update(&[], &[old], false)), ["gone 1"]);
@@ -195,14 +208,14 @@ fn only_so_many_ends_are_remembered_and_names_always() {
     };
     (0..REMEMBERED as u64 - 1).for_each(|number| end(&mut selection, number));
     let new = host.make("g/first");
-    assert_eq!(told(&selection.update(&[new], &[], false)), ["moved 2 g/first /g/first"]);
+    assert_eq!(told(&selection.update(&ids(&[new]), &[], false)), ["moved 2 g/first /g/first"]);
     host.remove("g/first");
     selection.update(&[], &[new], false);
     (0..20_000).for_each(|number| end(&mut selection, number));
     assert!(selection.known.len() <= REMEMBERED + 1, "{}", selection.known.len());
     assert!(selection.ended.len() <= REMEMBERED);
     let new = [host.make("g/first"), host.make("g/named")];
-    let news = selection.update(&new, &[], false);
+    let news = selection.update(&ids(&new), &[], false);
     assert_eq!(told(&news[..1]), ["moved 1 g/named /g/named"]);
     let Change::Began(workload) = &news[1] else { panic!("{news:?}") };
     assert!(workload.id.0 > REMEMBERED as u64, "an id is never used again");
@@ -227,7 +240,7 @@ fn a_run_is_over_a_while_after_the_last_is_gone() {
     assert_eq!(selection.over_at(), Some(at));
     // Who comes back in time goes on.
     let new = host.make("b");
-    assert_eq!(told(&selection.update(&[new], &[], false)), ["moved 2 b /b"]);
+    assert_eq!(told(&selection.update(&ids(&[new]), &[], false)), ["moved 2 b /b"]);
     assert_eq!(selection.over_at(), None);
     host.remove("b");
     selection.update(&[], &[new], false);
@@ -249,11 +262,11 @@ fn a_renamed_cgroup_stays_what_it_is() {
     assert_eq!(told(&news), ["renamed 1 a /other", "renamed 2 g/y /g/y"]);
     // The name is the path's: what is made there is the workload too, with all that it was.
     let new = host.make("a");
-    assert_eq!(told(&selection.update(&[new], &[], false)), ["moved 1 a /a"]);
+    assert_eq!(told(&selection.update(&ids(&[new]), &[], false)), ["moved 1 a /a"]);
     assert_eq!(told(&selection.update(&[], &[a], false)), ["gone 1"]);
     // A match of a glob took its name along.
     let new = host.make("g/x");
-    assert_eq!(told(&selection.update(&[new], &[], false)), ["began 3 g/x /g/x"]);
+    assert_eq!(told(&selection.update(&ids(&[new]), &[], false)), ["began 3 g/x /g/x"]);
     // And back again.
     let mut news = Vec::new();
     selection.rename(x, Path::new("g/z").into(), &mut news);
@@ -261,4 +274,66 @@ fn a_renamed_cgroup_stays_what_it_is() {
     selection.rename(host.id("a"), Path::new("a").into(), &mut news);
     assert_eq!(told(&news), ["renamed 2 g/z /g/z", "renamed 1 a /b", "renamed 1 a /a"]);
     assert!(selection.vacant.is_empty());
+}
+
+#[test]
+fn what_lived_between_two_looks_is_told_where_the_kernel_says_where_it_was() {
+    let mut host = Host::new(&["a", "g/first"]);
+    let mut selection = host.select(&["a", "g/*"]);
+    selection.sees_all = true;
+    assert_eq!(told(&selection.start()), ["began 1 a /a", "began 2 g/first /g/first"]);
+
+    // None of these is there any more but the last life of `a`.
+    let old = host.remove("a");
+    let news = selection.update(
+        &[
+            made(1_001, "/g/job"),
+            made(1_002, "/a"),
+            made(1_003, "/elsewhere/job"),
+            made(1_004, "/g/job/inner"),
+            made(1_005, "/a"),
+            made(1_006, "/g/job"),
+            made(1_007, "/a"),
+        ],
+        &[old, 1_002, 1_004, 1_001, 1_003, 1_005],
+        false,
+    );
+    let expected = [
+        "gone 1",
+        "began 3 g/job /g/job",
+        "gone 3",
+        "moved 1 a /a",
+        "gone 1",
+        "moved 1 a /a",
+        "gone 1",
+        "moved 3 g/job /g/job",
+        "moved 1 a /a",
+    ];
+    assert_eq!(told(&news), expected);
+    let of = |wanted: u64| news.iter().filter(|change| cgroup_id(change) == wanted).count();
+    assert_eq!([1_001, 1_002, 1_005, 1_006, 1_007].map(of), [2, 2, 2, 1, 1]);
+    assert_eq!([1_003, 1_004].map(of), [0, 0]);
+    assert!(!selection.is_undecided(1_003), "what is nobody's is so at once");
+    assert_eq!(told(&selection.update(&[], &[1_006, 1_007], false)), ["gone 3", "gone 1"]);
+}
+
+#[test]
+fn a_path_is_not_taken_for_one_below_a_mount_that_shows_a_part() {
+    let mut host = Host::new(&["g/first"]);
+    let mut selection = host.select(&["g/*"]);
+    selection.start();
+    assert!(!selection.sees_all);
+    assert!(selection.update(&[made(1_001, "/g/job")], &[1_001], false).is_empty());
+    // What is there is found.
+    let new = host.make("g/x");
+    assert_eq!(
+        told(&selection.update(&[made(new, "/part/g/x")], &[], false)),
+        ["began 2 g/x /g/x"]
+    );
+    // What is not may be in the making, until it was looked for often enough.
+    selection.update(&[made(1_002, "/part/g/y")], &[], false);
+    assert!(selection.is_undecided(1_002) && !selection.is_undecided(1_001));
+    (0..LOOKS).for_each(|_| drop(selection.update(&[], &[], false)));
+    assert!(!selection.is_undecided(1_002));
+    host.remove("g/x");
 }
