@@ -14,8 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ecoprobe::base::WorkloadId;
+use ecoprobe::door::{Fate, LoadOptions, Probe};
 use ecoprobe::event::CpuTimes;
-use ecoprobe::probe::{Fate, LoadOptions, Probe};
 use nix::sys::signal::Signal;
 use sim::cgroup::TestCgroup;
 use sim::cli::{Recording, Report, Running, number, until};

@@ -43,6 +43,7 @@ fn attached(max_workloads: u32) -> Probe {
         hierarchy_id: 0,
         max_workloads,
         exits: false,
+        newcomers: false,
         hook: None,
     })
     .unwrap_or_else(|error| panic!("{error}"));
@@ -355,7 +356,7 @@ fn jobs_by_the_thousand_go_through_few_slots() {
         of.get_mut(&id).unwrap().1 = job.usage_ns();
         drop(job);
         probe.end(cgroup_id);
-        probe.cgroup_events(|_| {});
+        probe.cgroup_news().for_each(drop);
         if monotonic_ns() - last_read > 50 * MS {
             last_read = monotonic_ns();
             read(&mut probe, &mut of);

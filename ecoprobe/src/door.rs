@@ -21,7 +21,7 @@ pub use crate::meter::rapl::powercap::PowercapMeter;
 pub use crate::meter::{CpuEnergy, EnergyMeter};
 pub use crate::output::units::count;
 pub use crate::output::{Format, Target, open_quiet};
-pub use crate::probe::{Hook, LoadOptions, Probe, RunTime};
+pub use crate::probe::{CgroupNews, Fate, Hook, LoadOptions, Probe, RunTime};
 pub use crate::recording::read;
 pub use crate::view::report::{Books as ReportBooks, Node, Report};
 pub use crate::workload::Place;
