@@ -23,7 +23,7 @@ use aya_log::EbpfLogger;
 use ecoprobe_ebpf::SLOT_OTHER;
 
 use self::events::ProbeLog;
-pub(crate) use self::events::{CgroupNews, Fate};
+pub use self::events::{CgroupNews, Fate};
 pub(crate) use self::exits::Exits;
 use self::exits::History;
 pub use self::load::{Hook, LoadOptions};
