@@ -1,5 +1,6 @@
 //! The tick: read every counter, then tell. What it tells are events; who listens is not its business.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -104,7 +105,9 @@ pub(crate) struct Collector {
     found: Vec<Event>,
     collect_ns: Histogram<u64>,
     longest_interval: Option<Duration>,
-    refused_workloads: usize,
+    refused: Refused,
+    /// A window would have ended with a tick at which a counter failed for a moment.
+    end_owed: bool,
     seen_lost_events: u64,
 }
 
@@ -149,12 +152,12 @@ impl Collector {
         })?;
         // Before the GPU meter takes its first look at who is on a device.
         let watched = Watched::default();
-        let (mut refused_workloads, mut events) = (0, Vec::new());
+        let (mut refused, mut events) = (Refused::default(), Vec::new());
         for change in began {
             if select(&mut probe, &watched, &change)? {
                 events.extend(change.workload().map(Event::Workload));
             } else {
-                refused_workloads += 1;
+                refused.note(&change);
             }
         }
         let gpu = open_gpu(options, hierarchy, &watched, probe.take_exits())?;
@@ -207,7 +210,8 @@ impl Collector {
             // Up to a minute, to three digits.
             collect_ns: Histogram::new_with_max(60_000_000_000, 3)
                 .context("cannot make a histogram")?,
-            refused_workloads,
+            refused,
+            end_owed: false,
             seen_lost_events: 0,
         };
         Ok((collector, header))
@@ -233,8 +237,10 @@ impl Collector {
         emit: &mut dyn FnMut(&Event),
     ) -> anyhow::Result<()> {
         if !select(&mut self.probe, &self.watched, &change)? {
-            self.refused_workloads += 1;
-        } else if let Some(workload) = change.workload() {
+            self.refused.note(&change);
+        } else if self.refused.lets_pass(&change)
+            && let Some(workload) = change.workload()
+        {
             emit(&Event::Workload(workload));
         }
         Ok(())
@@ -250,7 +256,9 @@ impl Collector {
         self.read();
         // The window that covers a counter's short failure has its energy, too.
         let fails = last == Last::No && self.counters.fails_for_a_moment(&self.readings);
-        self.sample.ends_window = ends_window && !fails;
+        let ends = ends_window || self.end_owed;
+        self.sample.ends_window = ends && !fails;
+        self.end_owed = ends && fails;
         // What the GPU meter's thread has published; the driver itself is never waited for.
         if let Some(gpu) = &self.gpu {
             gpu.drain(&mut self.gpu_events);
@@ -353,10 +361,10 @@ impl Collector {
         for event in self.gpu_events.drain(..) {
             emit(&event);
         }
-        if self.refused_workloads > 0 {
+        if self.refused.workloads > 0 {
             let message = format!(
                 "{} workloads found no room and are part of `other`; raise --max-workloads",
-                self.refused_workloads
+                self.refused.workloads
             );
             emit(&Event::Warning { message });
         }
@@ -390,6 +398,41 @@ fn select(probe: &mut Probe, watched: &Watched, change: &Change) -> Result<bool,
     }
     watched.apply(change);
     Ok(true)
+}
+
+/// Those that found no room in the probe.
+#[derive(Debug, Default)]
+struct Refused {
+    workloads: usize,
+    /// Of them, the living that nobody to the right has heard of.
+    unheard: BTreeSet<WorkloadId>,
+}
+
+impl Refused {
+    fn note(&mut self, change: &Change) {
+        match change {
+            Change::Began(workload) => {
+                self.workloads += 1;
+                self.unheard.insert(workload.id);
+            }
+            Change::Moved { workload } if !self.unheard.contains(&workload.id) => {
+                self.workloads += 1;
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether those to the right may hear of a change that the probe has taken.
+    fn lets_pass(&mut self, change: &Change) -> bool {
+        match change {
+            Change::Began(workload) | Change::Moved { workload } => {
+                self.unheard.remove(&workload.id);
+                true
+            }
+            Change::Renamed(workload) => !self.unheard.contains(&workload.id),
+            Change::Gone { id, .. } => !self.unheard.remove(id),
+        }
+    }
 }
 
 /// How the energy counters answer.
@@ -529,5 +572,41 @@ fn host(roots: &Roots, topology: &Topology) -> Host {
             .unwrap_or_default(),
         cpus: online.and_then(|count| usize::try_from(count).ok()).unwrap_or(0),
         packages: topology.packages.len(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::event::{Workload, WorkloadKind};
+
+    fn workload(id: u64, name: &str) -> Workload {
+        Workload {
+            id: WorkloadId(id),
+            name: name.to_owned(),
+            cgroup: "/a".to_owned(),
+            cgroup_id: 7,
+            kind: WorkloadKind::Cgroup,
+            labels: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn nobody_hears_of_a_workload_without_room_until_it_has_some() {
+        let mut refused = Refused::default();
+        refused.note(&Change::Began(workload(1, "a")));
+        assert!(!refused.lets_pass(&Change::Renamed(workload(1, "b"))));
+        assert!(refused.lets_pass(&Change::Renamed(workload(2, "c"))), "another one");
+        // It is refused once more, and counted once.
+        refused.note(&Change::Moved { workload: workload(1, "b") });
+        assert_eq!(refused.workloads, 1);
+        assert!(refused.lets_pass(&Change::Moved { workload: workload(1, "b") }));
+        assert!(refused.lets_pass(&Change::Renamed(workload(1, "d"))));
+        // One that was heard of keeps its row, whatever becomes of its next cgroup.
+        refused.note(&Change::Moved { workload: workload(1, "d") });
+        assert!(refused.lets_pass(&Change::Renamed(workload(1, "e"))));
+        assert_eq!(refused.workloads, 2);
     }
 }

@@ -132,26 +132,32 @@ fn document(imports: &Imports) -> String {
 /// What each top-level module under `source` imports.
 fn read(source: &Path) -> Result<Imports> {
     let mut imports = Imports::new();
+    let mut files = BTreeMap::new();
     let mut pending = vec![source.to_owned()];
     while let Some(directory) = pending.pop() {
         for entry in fs::read_dir(&directory).with_context(|| directory.display().to_string())? {
             let path = entry?.path();
             if path.is_dir() {
-                // Tests may look at everything.
-                if path.file_name().is_some_and(|name| name != "tests") {
-                    pending.push(path);
-                }
+                pending.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-                let module = module(source, &path);
-                let first = module.first().map_or("main", String::as_str);
-                let found = imports.entry(first.to_owned()).or_default();
                 let tokens = TokenStream::from_str(&text)
                     .map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
-                collect(tokens, &module, found);
-                found.remove(first);
+                files.insert(module(source, &path), tokens);
             }
         }
+    }
+    // Tests may look at everything.
+    let tests = files.iter().flat_map(|(module, tokens)| test_modules(module, tokens.clone()));
+    let tests: Vec<Vec<String>> = tests.collect();
+    for (module, tokens) in files {
+        if tests.iter().any(|test| module.starts_with(test)) {
+            continue;
+        }
+        let first = module.first().map_or("main", String::as_str);
+        let found = imports.entry(first.to_owned()).or_default();
+        collect(tokens, &module, found);
+        found.remove(first);
     }
     // Its other names come from the library's root.
     let modules: BTreeSet<String> = imports.keys().cloned().collect();
@@ -248,6 +254,22 @@ fn ups(tokens: &[TokenTree], at: usize) -> usize {
     (0..).take_while(|up| is_up(at + 3 * up)).count()
 }
 
+/// The modules with a file of their own that are declared for tests only.
+fn test_modules(module: &[String], tokens: TokenStream) -> Vec<Vec<String>> {
+    let tokens: Vec<TokenTree> = tokens.into_iter().collect();
+    let mut found = Vec::new();
+    for at in (0..tokens.len()).filter(|at| is_test_attribute(&tokens, *at)) {
+        let end = after_item(&tokens, at + 2);
+        if let [.., TokenTree::Ident(word), TokenTree::Ident(name), TokenTree::Punct(_)] =
+            &tokens[at..end]
+            && *word == "mod"
+        {
+            found.push(module.iter().cloned().chain([name.to_string()]).collect());
+        }
+    }
+    found
+}
+
 /// `#[cfg(test)]`.
 fn is_test_attribute(tokens: &[TokenTree], at: usize) -> bool {
     is_punct(tokens, at, '#')
@@ -292,6 +314,15 @@ mod tests {
         assert_eq!(imports(&["m"], "use super::a; use super::super::b;"), ["a", "b"]);
         assert_eq!(imports(&["m", "n"], "use super::a; use super::super::b::c;"), ["b"]);
         assert_eq!(imports(&["main"], "use ecoprobe::{a, b::c};"), ["a", "b"]);
+    }
+
+    #[test]
+    fn files_of_tests_are_told_from_others() {
+        let text = "#[cfg(test)] mod tests; #[cfg(test)] pub(super) mod fixtures; mod grid;
+            #[cfg(test)] mod inside { mod deeper; } #[cfg(test)] use a::b;";
+        let tokens = TokenStream::from_str(text).expect("Rust");
+        let found = test_modules(&["m".to_owned()], tokens);
+        assert_eq!(found, [["m", "tests"], ["m", "fixtures"]]);
     }
 
     #[test]
