@@ -9,8 +9,8 @@ use ecoprobe_ebpf::{Exited, SLOT_OTHER};
 use crate::base::id::User;
 
 /// How many owners of a slot are remembered. The probe remembers an exit for seconds, and a slot
-/// changes hands some five times a second at most.
-const MOST_OWNERS: usize = 16;
+/// changes hands some five times a second at most, and is nobody's in between.
+const MOST_OWNERS: usize = 32;
 
 /// Since when who has had a slot, CLOCK_MONOTONIC in nanoseconds.
 type SlotOwners = VecDeque<(u64, User)>;

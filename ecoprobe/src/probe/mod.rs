@@ -171,7 +171,7 @@ impl Probe {
             }
         });
         self.give_spares();
-        if self.slots.is_short() && now >= self.settled_ns.saturating_add(SETTLE_PAUSE) {
+        if self.slots.is_urgent() && now >= self.settled_ns.saturating_add(SETTLE_PAUSE) {
             self.settled_ns = now;
             let now = self.counters.look(&mut self.slots);
             self.settle(now, MOST_BETWEEN);
@@ -190,6 +190,10 @@ impl Probe {
     /// Sees to it that the probe has slots to give away.
     fn give_spares(&mut self) {
         while let Some(slot) = self.slots.spare() {
+            if let Some(history) = &self.history {
+                // Not whoever had it before.
+                history.begin(slot, User::Other, monotonic_ns());
+            }
             if self.spares.push(slot, 0).is_err() {
                 self.slots.take_back(slot);
                 return;
@@ -256,7 +260,8 @@ impl Probe {
         while let Some(item) = self.events.next() {
             let Some((event, path)) = events::cgroup_event(&item) else { continue };
             if event.made != 0 {
-                if event.slot == SLOT_OTHER && self.slotless.len() < MOST_NEWS {
+                let unexpected = event.slot == SLOT_OTHER && self.slots.has_reserve();
+                if unexpected && self.slotless.len() < MOST_NEWS {
                     self.slotless.insert(event.cgroup_id);
                 }
                 self.slots.wait(event.slot, event.cgroup_id, event.heir, event.mono_ns);

@@ -39,6 +39,9 @@ const SPARES: u32 = 256;
 /// How many slots there are for those and for cgroups that nobody asked for, until they are settled.
 pub(super) const RESERVE: u32 = 1024;
 
+/// So many slots at a time are settled by ticks alone, whose business it is not to make system calls.
+const MANY: usize = 128;
+
 /// How long after its end a cgroup stays selected at least, ns: a dying task has then run out.
 const GRACE: u64 = 100_000_000;
 /// And at most, though tasks go on running there: it was deselected, not removed.
@@ -178,6 +181,11 @@ impl Slots {
         self.used
     }
 
+    /// Whether the probe is to have slots to give away.
+    pub(super) fn has_reserve(&self) -> bool {
+        self.reserve > 0
+    }
+
     /// Another slot for the probe to give away, if it is to have one.
     pub(super) fn spare(&mut self) -> Option<u32> {
         if self.spare >= self.spares || self.reserved >= self.reserve {
@@ -204,9 +212,11 @@ impl Slots {
         }
     }
 
-    /// Whether the probe will soon have no slot to give away, and for want of some that are leaving.
-    pub(super) fn is_short(&self) -> bool {
-        self.is_settling() && (self.room() < self.leaving.len() || self.spare < self.spares / 2)
+    /// Whether slots should not wait for the next tick to be settled: many do, or the probe has few to
+    /// give away.
+    pub(super) fn is_urgent(&self) -> bool {
+        let many = self.leaving.len() > MANY || self.room() < self.leaving.len();
+        self.is_settling() && (many || self.spare < self.spares / 2)
     }
 
     /// The probe has given a spare slot to a new cgroup.
