@@ -150,7 +150,8 @@ fn no_cgroup_lives_too_short() {
     assert!(!report.warnings().contains("no room"), "{}", report.warnings());
     // The last few thousand that ended have a row each.
     if is_whole {
-        assert!(late < early * 1.05 + 256e3, "{early} {late}");
+        // 22 bytes a cgroup: tables that double once more are not a leak, anything kept of each is.
+        assert!(late < early + 2e6, "{early} {late}");
     }
     let rows = report.0["workloads"].as_array().unwrap().len();
     assert!(rows > count.min(4096) - 1, "{rows} rows");

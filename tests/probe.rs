@@ -85,7 +85,7 @@ impl Watch {
             v1_controller,
             hierarchy_id,
             max_workloads,
-            newcomers: true,
+            newcomers: false,
             exits,
             hook,
         })
