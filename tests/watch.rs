@@ -6,7 +6,7 @@
 mod sim;
 
 use std::fs;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt as _};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 use sim::cgroup::{TestCgroup, v1_mount};
 use sim::cli::{Ended, Recording, Report, Running, assert_near, ecoprobe, number, until};
 use sim::load::{Load, Shape};
@@ -355,6 +356,42 @@ fn a_run_ends_with_its_report_however_it_ends() {
     run.wait_for_lines(lines + 5);
     run.signal(Signal::SIGINT);
     assert_reported(&run.wait().succeeded(), &cgroup.cgroup());
+}
+
+/// The kernel gives up checking a program when the loader has a signal to see to. That is neither a
+/// refusal nor a reason to take the hook for old kernels.
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn signals_while_the_probe_is_loaded_are_no_refusal() {
+    let start = || {
+        let options = ["--cgroup", "/", "--cpu-energy=none", "--format=json", "--duration=1500ms"];
+        Running::start(options)
+    };
+    let hook = |ended: Ended| {
+        let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+        report["sources"]["cpu_time"]["hook"].as_str().unwrap().to_owned()
+    };
+    let usual = hook(start().wait().succeeded());
+
+    let stopped = start();
+    for _ in 0..30 {
+        stopped.signal(Signal::SIGSTOP);
+        thread::sleep(Duration::from_millis(2));
+        stopped.signal(Signal::SIGCONT);
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(hook(stopped.wait().succeeded()), usual);
+
+    for after in [40, 80, 160] {
+        let run = start();
+        thread::sleep(Duration::from_millis(after));
+        run.signal(Signal::SIGTERM);
+        let ended = run.wait();
+        // Before it listens a signal ends it as it ends any program.
+        if ended.status.signal() != Some(Signal::SIGTERM as i32) {
+            assert_eq!(hook(ended.succeeded()), usual, "{after} ms");
+        }
+    }
 }
 
 #[test]

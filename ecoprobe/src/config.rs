@@ -87,6 +87,7 @@ impl Config {
             Some(Command::Doctor(args)) => {
                 let roots = roots(args.roots);
                 refuse_foreign_code(elevated, &roots, args.nvml_lib.as_ref())?;
+                are_there(&roots)?;
                 let json = args.format == DoctorFormat::Json;
                 Ok(Self::Doctor(Doctor { json, nvml_lib: args.nvml_lib, roots }))
             }
@@ -98,6 +99,7 @@ impl Measure {
     fn new(args: MeasureArgs, elevated: bool) -> Result<Self, Error> {
         let roots = roots(args.roots);
         refuse_foreign_code(elevated, &roots, args.nvml_lib.as_ref())?;
+        are_there(&roots)?;
         let output = target(args.output);
         output::distinct(args.record.as_deref(), &output)?;
         Ok(Self {
@@ -141,6 +143,20 @@ fn refuse_foreign_code(
         ))),
         None => Ok(()),
     }
+}
+
+/// A mount that was forgotten, or mistyped, is not a machine without counters.
+fn are_there(roots: &Roots) -> Result<(), Error> {
+    let given = [(Some(&roots.sysfs), "--sysfs"), (roots.hostfs.as_ref(), "--hostfs")];
+    for (path, option) in given {
+        if let Some(path) = path.filter(|path| !path.is_dir()) {
+            return Err(Error::Usage(format!(
+                "{option}: {} is not a directory; is it mounted here?",
+                path.display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn roots(args: crate::cli::Roots) -> Roots {
@@ -187,6 +203,20 @@ mod tests {
         }
         assert!(config(&["--cgroup", "a", "--sysfs", "/sys"], true).is_ok());
         assert!(config(&["replay", "x"], true).is_ok());
+    }
+
+    #[test]
+    fn a_root_that_is_not_there_is_no_machine_without_counters() {
+        for option in ["--sysfs", "--hostfs"] {
+            for value in ["/no/such/mount", "/etc/passwd"] {
+                for command in [&["--cgroup", "a"][..], &["doctor"]] {
+                    let all: Vec<&str> = command.iter().copied().chain([option, value]).collect();
+                    let Err(Error::Usage(why)) = config(&all, false) else { panic!("{all:?}") };
+                    assert!(why.starts_with(option) && why.contains(value), "{why}");
+                }
+            }
+            assert!(config(&["--cgroup", "a", option, "/tmp"], false).is_ok());
+        }
     }
 
     #[test]

@@ -5,9 +5,10 @@ use std::io;
 use std::path::Path;
 
 use aya::maps::{HashMap, Map, MapData, Queue, RingBuf};
-use aya::programs::{BtfTracePoint, RawTracePoint};
+use aya::programs::{BtfTracePoint, ProgramError, RawTracePoint};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
 use aya_log::EbpfLogger;
+use nix::sys::signal::{SigSet, SigmaskHow};
 
 use super::events::ProbeLog;
 use super::exits::{Exits, History};
@@ -71,7 +72,7 @@ pub(super) fn load(options: &LoadOptions<'_>) -> Result<Probe, Error> {
     };
     let mut outcome = Err(Failure::Other(Error::Cannot("no way to attach the probe".into())));
     for hook in hooks {
-        outcome = load_object(&layout, options, hook, object::NATIVE);
+        outcome = undisturbed(|| load_object(&layout, options, hook, object::NATIVE));
         if outcome.is_ok() {
             break;
         }
@@ -79,11 +80,35 @@ pub(super) fn load(options: &LoadOptions<'_>) -> Result<Probe, Error> {
     outcome.map_err(Failure::into_error)
 }
 
+/// Loads with signals held back, because the verifier gives up with EAGAIN where one is pending
+/// (`bpf_check` in the kernel's `verifier.c`): that is no refusal, and no reason to take another hook. A
+/// process that is stopped and goes on is disturbed all the same, so it is tried again then.
+fn undisturbed(mut load: impl FnMut() -> Result<Probe, Failure>) -> Result<Probe, Failure> {
+    const TRIES: u32 = 100;
+    let mut before = SigSet::empty();
+    let blocked = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK);
+    if let Ok(mask) = &blocked {
+        before = *mask;
+    }
+    let mut outcome = load();
+    for _ in 1..TRIES {
+        if !outcome.as_ref().is_err_and(Failure::is_disturbance) {
+            break;
+        }
+        outcome = load();
+    }
+    if blocked.is_ok() {
+        // It was in force before, so it can be again.
+        let _ = before.thread_set_mask();
+    }
+    outcome
+}
+
 /// Why the probe is not loaded. What the verifier says is made into a message only for the last way
 /// that was tried.
 #[derive(Debug)]
 pub(super) enum Failure {
-    Program(String, aya::programs::ProgramError),
+    Program(String, ProgramError),
     Other(Error),
 }
 
@@ -94,7 +119,18 @@ impl From<Error> for Failure {
 }
 
 impl Failure {
+    /// A signal came while the kernel was at it.
+    fn is_disturbance(&self) -> bool {
+        let Self::Program(_, ProgramError::LoadError { io_error, .. }) = self else { return false };
+        io_error.raw_os_error() == Some(libc::EAGAIN)
+    }
+
     pub(super) fn into_error(self) -> Error {
+        if self.is_disturbance() {
+            let why = "cannot load the probe: this process was interrupted each time the kernel \
+                       checked it; start it again";
+            return Error::Cannot(why.to_owned());
+        }
         match self {
             Self::Program(what, error) => verifier::refused(&what, &error),
             Self::Other(error) => error,
