@@ -171,6 +171,7 @@ impl CpuDomain {
         at_ns: u64,
         reading: Option<Reading>,
         users: &[(User, f64)],
+        roster: &Roster,
         idle_to: IdleTo,
         recent: Option<&mut Recent>,
     ) {
@@ -197,18 +198,19 @@ impl CpuDomain {
                     return self.enter(window, users, idle_to, recent);
                 }
                 gathered.add(users);
-                self.enter(window, gathered.users(), idle_to, recent);
+                self.enter(window, gathered.users(|user| roster.row(user)), idle_to, recent);
             }
         }
     }
 
     /// There will be no more readings: what still waited for another one is believed now.
-    pub(super) fn finish(&mut self, idle_to: IdleTo, recent: Option<&mut Recent>) {
+    pub(super) fn finish(&mut self, roster: &Roster, idle_to: IdleTo, recent: Option<&mut Recent>) {
         let Source::Counter(counter) = &mut self.source else { return };
         if let Some(Outcome::Energy { from_ns, to_ns, joules }) = counter.finish(&self.domain) {
             let time = Seconds::from_ns(to_ns.saturating_sub(from_ns));
             let mut gathered = std::mem::take(&mut self.gathered);
-            self.enter(Window { energy: joules, time }, gathered.users(), idle_to, recent);
+            let users = gathered.users(|user| roster.row(user));
+            self.enter(Window { energy: joules, time }, users, idle_to, recent);
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::roster::Roster;
 use super::window::Recent;
-use super::{Known, given_static_power};
+use super::{Clock, Known, given_static_power};
 use crate::base::{Component, Joules, Seconds, User};
 use crate::energy::attribute::{IdleTo, Window};
 use crate::energy::ledger::DomainLedger;
@@ -99,7 +99,7 @@ impl GpuDomain {
 
     /// Takes a window of the driver. One that runs backwards, overlaps the one before or has no
     /// sane energy is refused: a joule missing is better than one billed twice.
-    pub(super) fn take(&mut self, window: &GpuWindow, roster: &Roster) {
+    pub(super) fn take(&mut self, window: &GpuWindow) {
         let joules = window.millijoules * 1e-3;
         let sane = |value: &f64| value.is_finite() && *value >= 0.0;
         if !sane(&joules) || window.to_ns <= window.from_ns || window.from_ns < self.taken_ns {
@@ -107,19 +107,11 @@ impl GpuDomain {
             return;
         }
         self.taken_ns = window.to_ns;
-        // Time of a workload that nobody spoke of is nobody's.
-        let known = |user| match user {
-            User::Workload(id) if !roster.has(id) => User::Other,
-            user => user,
-        };
         let told = !window.unknown_users;
         let usage = if told { &window.usage[..] } else { &[] };
         let users = usage.iter().filter(|one| sane(&one.weight));
-        let mut holders: Vec<User> =
-            usage.iter().filter(|one| one.holds).map(|one| known(one.user)).collect();
-        holders.sort_unstable();
-        holders.dedup();
-        let busy = usage.iter().map(|one| (known(one.user), one.busy_seconds.filter(sane)));
+        let holders = usage.iter().filter(|one| one.holds).map(|one| one.user);
+        let busy = usage.iter().map(|one| (one.user, one.busy_seconds.filter(sane)));
         let nobody = told && usage.is_empty() && window.lost_weight == 0.0;
         let length = Seconds::from_ns(window.to_ns - window.from_ns).0;
         let resolution = window.resolution_ms.filter(|ms| ms.is_finite()).unwrap_or(0.0) * 1e-3;
@@ -132,9 +124,9 @@ impl GpuDomain {
             load: window.busy.filter(sane).or(nobody.then_some(0.0)),
             method: window.method,
             users_known: told,
-            users: users.map(|one| (known(one.user), one.weight)).collect(),
+            users: users.map(|one| (one.user, one.weight)).collect(),
             untold: if told && sane(&window.lost_weight) { window.lost_weight } else { 0.0 },
-            holders,
+            holders: holders.collect(),
             busy_seconds: busy.collect(),
         });
     }
@@ -143,11 +135,12 @@ impl GpuDomain {
     /// driver's window: it says nothing finer.
     pub(super) fn settle(
         &mut self,
-        first_ns: u64,
-        newest_ns: u64,
+        clock: Clock,
+        roster: &Roster,
         idle_to: IdleTo,
         mut recent: Option<&mut Recent>,
     ) {
+        let Clock { first_ns, newest_ns } = clock;
         while let Some(stretch) = self.ahead.front_mut() {
             let from_ns = stretch.from_ns.max(first_ns);
             let to_ns = stretch.to_ns.min(newest_ns);
@@ -160,6 +153,7 @@ impl GpuDomain {
                     None => self.model.pass_over(window),
                 }
                 let power = self.model.static_power().watts();
+                stretch.place(roster);
                 self.ledger.enter(window, stretch.usage(), power, idle_to, |posting| {
                     if let Some(recent) = &mut recent {
                         recent.post(Component::Gpu, posting);
@@ -256,6 +250,17 @@ impl GpuDomain {
 impl Stretch {
     fn usage(&self) -> Usage<'_> {
         Usage { users: &self.users, untold: self.untold, holders: &self.holders }
+    }
+
+    /// Puts those who are billed in the place of those who used the device.
+    fn place(&mut self, roster: &Roster) {
+        let users = self.users.iter_mut().map(|(user, _)| user);
+        let busy = self.busy_seconds.iter_mut().map(|(user, _)| user);
+        for user in users.chain(busy).chain(&mut self.holders) {
+            *user = roster.row(*user);
+        }
+        self.holders.sort_unstable();
+        self.holders.dedup();
     }
 
     /// The share of those who cannot be told; `None` if nobody used the device.

@@ -153,11 +153,11 @@ impl Books {
         for (index, domain) in self.cpu.iter_mut().enumerate() {
             let reading = sample.energy.get(index).copied().flatten();
             let users = self.usage.of(domain.package());
-            domain.advance(now, reading, users, idle_to, self.recent.as_mut());
+            domain.advance(now, reading, users, &self.roster, idle_to, self.recent.as_mut());
         }
         let idle_to = self.gpu_idle_to();
         for gpu in &mut self.gpus {
-            gpu.settle(clock.first_ns, clock.newest_ns, idle_to, self.recent.as_mut());
+            gpu.settle(clock, &self.roster, idle_to, self.recent.as_mut());
         }
         let ends = sample.ends_window && !first;
         if let Some(recent) = self.recent.as_mut().filter(|_| ends) {
@@ -177,9 +177,9 @@ impl Books {
             self.gpus.len() - 1
         });
         let gpu = &mut self.gpus[index];
-        gpu.take(window, &self.roster);
+        gpu.take(window);
         if let Some(clock) = self.clock {
-            gpu.settle(clock.first_ns, clock.newest_ns, idle_to, self.recent.as_mut());
+            gpu.settle(clock, &self.roster, idle_to, self.recent.as_mut());
         }
     }
 
@@ -192,7 +192,7 @@ impl Books {
     pub(crate) fn finish(&mut self) {
         let idle_to = idle_to(self.header.settings.idle);
         for domain in &mut self.cpu {
-            domain.finish(idle_to, self.recent.as_mut());
+            domain.finish(&self.roster, idle_to, self.recent.as_mut());
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rustc_hash::FxHashMap;
 
-use crate::base::{Component, WorkloadId};
+use crate::base::{Component, User, WorkloadId};
 use crate::event::{Header, Workload, WorkloadKind};
 
 /// How many workloads that have ended are kept apart. Of more, the oldest become one.
@@ -67,6 +67,8 @@ pub(crate) struct Roster {
     members: FxHashMap<WorkloadId, Box<Member>>,
     ended: VecDeque<WorkloadId>,
     folded: u64,
+    /// Ids ascend: who is no member and has none above this one was never introduced.
+    highest: WorkloadId,
     /// For each component that is measured at all: by package, whether a counter covers it.
     covered: [Option<Vec<bool>>; Component::COUNT],
     packages: Vec<String>,
@@ -81,12 +83,20 @@ impl Roster {
             Some((0..header.packages.len()).map(|package| packages.contains(&package)).collect())
         });
         let (members, ended) = (FxHashMap::default(), VecDeque::new());
-        Self { members, ended, folded: 0, covered, packages: header.packages.clone() }
+        Self {
+            members,
+            ended,
+            folded: 0,
+            highest: WorkloadId(0),
+            covered,
+            packages: header.packages.clone(),
+        }
     }
 
     /// A workload began, or has another cgroup or name now. One that had ended goes on.
     pub(super) fn enter(&mut self, workload: Workload) {
         let id = workload.id;
+        self.highest = self.highest.max(id);
         if let Some(member) = self.members.get_mut(&id) {
             member.workload = workload;
             if std::mem::take(&mut member.ended) {
@@ -126,8 +136,17 @@ impl Roster {
         Some((oldest, FOLDED))
     }
 
-    pub(crate) fn has(&self, id: WorkloadId) -> bool {
-        self.members.contains_key(&id)
+    /// Who is billed for what a user did: the user, or those that it was folded with meanwhile. Time
+    /// of a workload that nobody spoke of is nobody's. Whatever comes late, from another reading or
+    /// another clock, asks here before it is entered.
+    pub(super) fn row(&self, user: User) -> User {
+        match user {
+            User::Workload(id) if !self.members.contains_key(&id) => {
+                let was_folded = self.folded > 0 && id <= self.highest;
+                if was_folded { User::Workload(FOLDED) } else { User::Other }
+            }
+            user => user,
+        }
     }
 
     /// In the order in which they began; those that ended long ago come last, as one.

@@ -344,3 +344,30 @@ fn windows_add_up_to_the_report_where_a_counter_is_late() {
     }
     close(report(&mut session).workloads[0].energy_j.gpu, sum);
 }
+
+#[test]
+fn a_folded_workloads_gpu_time_goes_to_the_folded_row() {
+    let mut session = with_device(static_watts(50.0));
+    session.sample(&sample(0));
+    // Half of it lies ahead of the samples.
+    session.gpu(&window(0, 2000, 300.0, &[user(1, 1.0, 1.0)]));
+    session.sample(&sample(1000));
+    session.apply(&Event::Ended { id: WorkloadId(1) });
+    for id in 3..3 + 4096 {
+        session.apply(&Event::Workload(Workload { id: WorkloadId(id), ..workload("job") }));
+        session.apply(&Event::Ended { id: WorkloadId(id) });
+    }
+    session.sample(&sample(2000));
+    // And news of it that is late.
+    session.gpu(&window(2000, 3000, 150.0, &[user(1, 1.0, 0.5), user(9999, 1.0, 0.5)]));
+    session.sample(&sample(3000));
+    assert_closed(&session.window().unwrap().node);
+    let report = report(&mut session);
+    assert_adds_up(&report);
+    let folded = report.workloads.last().unwrap();
+    assert_eq!(folded.kind, WorkloadKind::Ended);
+    close(folded.energy_j.gpu, 200.0 + 50.0);
+    close(folded.gpu_seconds, 1.5);
+    // Of that one nobody ever spoke.
+    close(report.node.gpu.other_j, 50.0);
+}

@@ -207,3 +207,47 @@ fn a_window_may_hold_many_readings() {
     }
     assert_eq!(report(&mut session).node.cpu.measured_j, Some(80.0));
 }
+
+/// Ends so many others that the workloads which ended before them are folded.
+fn end_many(session: &mut Session, from: u64) {
+    for id in from..from + 4096 {
+        session.apply(&named(id, "job", id));
+        session.apply(&Event::Ended { id: WorkloadId(id) });
+    }
+}
+
+#[test]
+fn what_a_folded_workload_did_before_its_energy_came_is_in_the_folded_row() {
+    let mut session = with_counters(1, &[0], &[]);
+    session.apply(&named(1, "early", 1));
+    session.apply(&named(2, "late", 2));
+    session.sample(&at(0, times(&[&[]], &[]), &[0.0]));
+    let unread = at(1, times(&[&[(1, 1.0)]], &[]), &[]);
+    session.sample(&Sample { energy: vec![None], ..unread });
+    session.apply(&Event::Ended { id: WorkloadId(1) });
+    end_many(&mut session, 3);
+    session.sample(&at(2, times(&[&[(2, 1.0)]], &[]), &[80.0]));
+    let window = session.window().unwrap();
+    assert_closed(&window.node);
+    assert_eq!(window.node.cpu.workloads_j, Some(80.0));
+    let report = report(&mut session);
+    assert_adds_up(&report);
+    assert_eq!(report.node.cpu.measured_j, Some(80.0));
+    assert_eq!(report.workloads[0].energy_j.cpu, Some(40.0));
+    let folded = report.workloads.last().unwrap();
+    assert_eq!((folded.kind, folded.energy_j.cpu), (WorkloadKind::Ended, Some(40.0)));
+}
+
+#[test]
+fn a_workload_that_is_folded_while_its_counter_is_doubted_is_billed_at_the_end() {
+    let mut session = with_counters(1, &[0], &[]);
+    session.apply(&named(1, "early", 1));
+    session.sample(&at(0, times(&[&[]], &[]), &[0.0]));
+    // Steep, and nothing confirms it before the end.
+    session.sample(&at(1, times(&[&[(1, 1.0)]], &[]), &[200.0]));
+    session.apply(&Event::Ended { id: WorkloadId(1) });
+    end_many(&mut session, 2);
+    let report = report(&mut session);
+    assert_adds_up(&report);
+    assert_eq!(report.workloads.last().unwrap().energy_j.cpu, Some(200.0));
+}
