@@ -158,6 +158,13 @@ impl Counter {
         }
     }
 
+    /// When the readings were taken that the next energy may begin with, nanoseconds: the last one that
+    /// is believed, and the suspect.
+    pub(crate) fn starts(&self) -> (Option<u64>, Option<u64>) {
+        let suspect = self.suspect.map(|suspect| suspect.reading.mono_ns);
+        (self.base.map(|base| base.mono_ns), suspect)
+    }
+
     /// The end of the readings: what still waited for another reading is believed now.
     pub(crate) fn finish(&mut self, domain: &Domain) -> Option<Outcome> {
         let (base, suspect) = (self.base?, self.suspect?);

@@ -54,6 +54,13 @@ impl Gathered {
         }
     }
 
+    /// All that another one gathered, which is empty then.
+    pub(crate) fn take(&mut self, other: &mut Self) {
+        for (user, weight) in other.by_user.drain() {
+            *self.by_user.entry(user).or_default() += weight;
+        }
+    }
+
     pub(crate) fn clear(&mut self) {
         self.by_user.clear();
     }

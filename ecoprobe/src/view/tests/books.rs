@@ -192,6 +192,26 @@ fn jumps_resets_and_long_windows_are_left_out_and_said() {
 }
 
 #[test]
+fn who_ran_before_a_reset_is_not_billed_for_what_came_after_it() {
+    let mut session = one_package(Some(0.0));
+    session.workload(workload("a"));
+    session.workload(workload("b"));
+    let a = [0.0, 0.0, 0.0, 1.0, 1.0, 1.0];
+    let b = [0.0, 1.0, 2.0, 2.0, 3.0, 4.0];
+    // Reset in the third second, and not read in the fourth.
+    let joules = [Some(800.0), Some(820.0), Some(840.0), Some(3.0), None, Some(43.0)];
+    for second in 0..6 {
+        let cpu = [0.0, 0.0, a[second], b[second]];
+        session.sample(&sample(second as u64, &cpu, joules[second]));
+    }
+    let report = report(&mut session);
+    assert_adds_up(&report);
+    assert_eq!(report.node.cpu.measured_j, Some(80.0));
+    let billed = [0, 1].map(|index| report.workloads[index].energy_j.cpu);
+    assert_eq!(billed, [Some(0.0), Some(80.0)]);
+}
+
+#[test]
 fn cpu_time_that_falls_is_not_counted_twice() {
     let mut session = one_package(Some(0.0));
     session.workload(workload("a"));
