@@ -223,8 +223,9 @@ impl CpuDomain {
         let outcome = match &mut self.source {
             Source::Counter(counter) => counter.advance(&self.domain, at_ns, reading),
             Source::Estimate(estimated) => {
-                // Exact: a window's nanoseconds are far below 2^53.
-                let busy_ns = users.iter().map(|(_, ns)| *ns as u64).sum();
+                // Exact: a window's nanoseconds are far below 2^53, or the recording makes them up.
+                let busy_ns = users.iter().map(|(_, ns)| *ns as u64);
+                let busy_ns = busy_ns.fold(0, u64::saturating_add);
                 estimated.advance(self.domain.package, at_ns, busy_ns)
             }
         };

@@ -49,13 +49,13 @@ impl Member {
     }
 
     fn take(&mut self, other: &Self) {
-        self.cpu_ns += other.cpu_ns;
+        add_ns(&mut self.cpu_ns, other.cpu_ns);
         for (sum, more) in self.coverage.iter_mut().zip(&other.coverage) {
-            sum.covered_ns += more.covered_ns;
-            sum.uncovered_ns += more.uncovered_ns;
+            add_ns(&mut sum.covered_ns, more.covered_ns);
+            add_ns(&mut sum.uncovered_ns, more.uncovered_ns);
         }
         for (place, ns) in other.uncovered_ns.iter().enumerate() {
-            *at(&mut self.uncovered_ns, place) += ns;
+            add_ns(at(&mut self.uncovered_ns, place), *ns);
         }
     }
 }
@@ -170,18 +170,18 @@ impl Roster {
         let seen = at(&mut member.seen_ns, place);
         let gained = if first { 0 } else { ns.saturating_sub(*seen) };
         *seen = ns.max(*seen);
-        member.cpu_ns += gained;
+        add_ns(&mut member.cpu_ns, gained);
         for (component, coverage) in self.covered.iter().zip(&mut member.coverage) {
             let Some(packages) = component else { continue };
             if packages.get(place).copied().unwrap_or(false) {
-                coverage.covered_ns += gained;
+                add_ns(&mut coverage.covered_ns, gained);
             } else {
-                coverage.uncovered_ns += gained;
+                add_ns(&mut coverage.uncovered_ns, gained);
             }
         }
         let cpu = self.covered[Component::Cpu as usize].as_ref();
         if cpu.is_some_and(|packages| !packages.get(place).copied().unwrap_or(false)) {
-            *at(&mut member.uncovered_ns, place) += gained;
+            add_ns(at(&mut member.uncovered_ns, place), gained);
         }
         Some(gained)
     }
@@ -194,6 +194,12 @@ impl Roster {
         let places = member.uncovered_ns.iter().enumerate().filter(|(_, ns)| **ns > 0);
         places.map(|(place, ns)| (self.packages.get(place).map(String::as_str), *ns))
     }
+}
+
+/// CPU time is added up like this wherever it is: a recording may say anything, and no run comes near
+/// the 584 years at which a sum stays where it is.
+pub(super) fn add_ns(sum: &mut u64, more: u64) {
+    *sum = sum.saturating_add(more);
 }
 
 /// The entry at `place`, which is made if the list is too short.

@@ -2,6 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
+use super::roster::add_ns;
 use crate::base::{Account, Component, Joules, Seconds, WorkloadId};
 use crate::energy::attribute::Posting;
 use crate::energy::ledger::Bill;
@@ -76,7 +77,7 @@ impl Recent {
     }
 
     pub(super) fn ran(&mut self, id: WorkloadId, ns: u64) {
-        *self.open.cpu_ns.entry(id).or_default() += ns;
+        add_ns(self.open.cpu_ns.entry(id).or_default(), ns);
     }
 
     pub(super) fn measured(&mut self, component: Component, joules: Joules) {
@@ -103,7 +104,7 @@ impl Recent {
             sums.iter_mut().zip(bills).for_each(|(sum, bill)| *sum += bill);
         }
         if let Some(ns) = cpu_ns.remove(&id) {
-            *cpu_ns.entry(into).or_default() += ns;
+            add_ns(cpu_ns.entry(into).or_default(), ns);
         }
     }
 

@@ -251,3 +251,24 @@ fn a_workload_that_is_folded_while_its_counter_is_doubted_is_billed_at_the_end()
     assert_adds_up(&report);
     assert_eq!(report.workloads.last().unwrap().energy_j.cpu, Some(200.0));
 }
+
+#[test]
+fn cpu_time_beyond_any_clock_does_not_overflow() {
+    let mut session = with_counters(2, &[0, 1], &[]);
+    session.apply(&named(1, "a", 1));
+    let most = |ns: u64| {
+        let time = PackageTime { workloads: vec![(WorkloadId(1), ns)], other: ns, idle: ns };
+        CpuTimes { packages: vec![time.clone(), time.clone()], unplaced: time }
+    };
+    session.sample(&at(0, most(0), &[0.0, 0.0]));
+    for second in 1..4 {
+        session.sample(&at(second, most(u64::MAX), &[second as f64, second as f64]));
+        assert_closed(&session.window().unwrap().node);
+        session.apply(&Event::Ended { id: WorkloadId(1) });
+        session.apply(&named(1, "a", 1));
+    }
+    end_many(&mut session, 2);
+    session.apply(&Event::Ended { id: WorkloadId(1) });
+    end_many(&mut session, 5000);
+    assert_adds_up(&report(&mut session));
+}
