@@ -226,6 +226,11 @@ impl DomainLedger {
         self.measured.get() == 0.0 && self.time.get() >= 1.0
     }
 
+    /// It measured something: its sums are figures.
+    pub(crate) fn has_figures(&self) -> bool {
+        !self.is_empty() && !self.is_dead()
+    }
+
     /// Part of the measured time in which less was drawn than the static power known beforehand.
     pub(crate) fn overdrawn(&self) -> f64 {
         let time = self.time.get();

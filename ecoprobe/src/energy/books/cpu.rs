@@ -56,7 +56,7 @@ impl PackageUsage {
                 if gained > 0 {
                     users.push((User::Workload(id), gained as f64));
                     if let Some(recent) = &mut recent {
-                        recent.ran(id, gained);
+                        recent.ran(id, place, gained);
                     }
                 }
             }
@@ -279,6 +279,7 @@ impl CpuDomain {
         });
         if let Some(recent) = recent.filter(|_| !self.ledger.is_dead()) {
             recent.measured(component, window.energy);
+            recent.covered(component, self.domain.package);
         }
     }
 

@@ -3,6 +3,7 @@
 //! They keep the counters' differences and the accounts, and nothing else: no clock, no I/O and no
 //! randomness. The same events give the same books to the byte, which is all that `replay` is.
 
+mod coverage;
 mod cpu;
 mod gpu;
 mod roster;
@@ -13,6 +14,7 @@ mod window;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+pub(crate) use self::coverage::{Coverage, Covered};
 pub(crate) use self::roster::{Member, Roster};
 pub(crate) use self::totals::{Sums, Totals};
 pub(crate) use self::window::WindowSums;
@@ -75,7 +77,7 @@ impl Books {
         let devices = &header.sources.gpu_energy.devices;
         let gpus = devices.iter().map(|device| GpuDomain::new(&device.uuid, &header)).collect();
         Self {
-            roster: Roster::new(&header),
+            roster: Roster::default(),
             usage: PackageUsage::new(header.packages.len()),
             cpu,
             gpus,

@@ -31,7 +31,7 @@ impl Books {
     fn ledgers(&self) -> impl Iterator<Item = (Component, &super::DomainLedger)> {
         let cpu = self.cpu.iter().map(|domain| (domain.component(), &domain.ledger));
         let gpus = self.gpus.iter().map(|domain| (Component::Gpu, &domain.ledger));
-        cpu.chain(gpus).filter(|(_, ledger)| !ledger.is_empty() && !ledger.is_dead())
+        cpu.chain(gpus).filter(|(_, ledger)| ledger.has_figures())
     }
 
     /// The node's books. As exact as the last [`Books::correct`].

@@ -144,6 +144,61 @@ fn a_package_without_a_counter_makes_a_figure_partial_or_unknown() {
 }
 
 #[test]
+fn a_counter_that_never_worked_covers_nothing() {
+    // Never read, and read but always the same.
+    for joules in [None, Some(7.0)] {
+        let mut session = with_counters(2, &[0, 1], &[]);
+        session.apply(&named(1, "there", 1));
+        session.apply(&named(2, "here", 2));
+        for second in 0..=10 {
+            let seconds = second as f64;
+            let cpu = times(&[&[(2, seconds)], &[(1, seconds)]], &[]);
+            let mut sample = at(second, cpu, &[20.0 * seconds]);
+            let count = |joules: f64| (joules / UNIT) as u64;
+            let reading = |joules| Reading { mono_ns: second * SECOND, count: count(joules) };
+            sample.energy.push(joules.map(reading));
+            session.sample(&sample);
+        }
+        let window = session.window().unwrap();
+        assert_eq!(window.workloads[0].energy_j.total, None);
+        assert_eq!(window.workloads[1].energy_j.total, Some(20.0));
+        let report = report(&mut session);
+        assert_adds_up(&report);
+        let [there, here] = &report.workloads[..] else { panic!() };
+        let energy = there.energy_j;
+        assert_eq!((energy.cpu, energy.total, there.mean_power_w), (None, None, None));
+        let partial = there.partial.as_deref().unwrap();
+        let silent = "10.000 of 10.000 CPU-seconds were on package-1, whose energy counter";
+        assert!(partial.contains(silent), "{partial}");
+        assert_eq!((here.energy_j.cpu, &here.partial), (Some(200.0), &None));
+        let said = "10.000 CPU-seconds on package-1, whose energy counter measured nothing";
+        assert!(report.warnings.iter().any(|w| w.contains(said)), "{:?}", report.warnings);
+    }
+}
+
+#[test]
+fn a_window_in_which_a_package_was_not_read_has_no_figure_for_who_ran_there() {
+    let mut session = with_counters(2, &[0, 1], &[]);
+    session.apply(&named(1, "there", 1));
+    session.apply(&named(2, "never", 2));
+    for second in 0..=3 {
+        let seconds = second as f64;
+        let mut sample =
+            at(second, times(&[&[], &[(1, seconds.min(2.0))]], &[]), &[seconds, 20.0 * seconds]);
+        if second == 2 {
+            sample.energy[1] = None;
+        }
+        session.sample(&sample);
+        let Some(window) = session.window() else { continue };
+        assert_closed(&window.node);
+        let expected = [Some(20.0), None, Some(40.0)][second as usize - 1];
+        assert_eq!(window.workloads[0].energy_j.cpu, expected);
+        assert_eq!(window.workloads[1].energy_j.cpu, Some(0.0));
+    }
+    assert_eq!(report(&mut session).workloads[0].energy_j.cpu, Some(60.0));
+}
+
+#[test]
 fn memory_without_a_counter_is_partial_too() {
     let mut session = with_counters(2, &[0, 1], &[0]);
     session.apply(&named(1, "there", 1));
