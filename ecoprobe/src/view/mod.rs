@@ -60,8 +60,15 @@ fn workload(
 ) -> WorkloadReport {
     let settings = &books.header().settings;
     let measured = Component::ALL.map(|component| {
-        let coverage = covered.of(component, member.times());
-        totals[component as usize].measured.is_some() && !coverage.is_none()
+        let index = component as usize;
+        let known = match component {
+            Component::Gpu => {
+                let told = || books.gpus_told().map(|(_, told)| !told.is_none());
+                gpu_is_known(&bills[index], told().any(|told| told), told().any(|told| !told))
+            }
+            _ => !covered.of(component, member.times()).is_none(),
+        };
+        totals[index].measured.is_some() && known
     });
     let energy_j = energy(books, measured, bills);
     let pue = settings.pue.unwrap_or(1.0);
@@ -82,7 +89,7 @@ fn workload(
         cpu_seconds: Seconds::from_ns(member.cpu_ns).0,
         gpu_seconds: books.gpu_seconds(id),
         energy_j,
-        partial: partial(covered, member),
+        partial: partial(books, covered, member),
         mean_power_w: mean_power(energy_j.total, run),
         emissions_g: billed(settings.carbon_intensity, carbon::emissions_grams),
         cost: billed(settings.price, carbon::cost),
@@ -91,7 +98,7 @@ fn workload(
 }
 
 /// What a workload's energy leaves out, and why.
-fn partial(covered: &Covered<'_>, member: &Member) -> Option<String> {
+fn partial(books: &Books, covered: &Covered<'_>, member: &Member) -> Option<String> {
     let without = |ns| Coverage::without(ns, member.cpu_ns);
     let left_out = covered.left_out(member).map(|(place, ns)| (place, without(ns)));
     let left_out = left_out.filter(|(_, coverage)| coverage.is_partial());
@@ -109,6 +116,11 @@ fn partial(covered: &Covered<'_>, member: &Member) -> Option<String> {
             dram.total().0
         ));
     }
+    let gpus = books.gpus_told().filter(|(_, told)| told.is_partial());
+    left_out.extend(gpus.map(|(uuid, told)| {
+        let (unknown, total) = (told.uncovered().0, told.total().0);
+        format!("who used {uuid} is not known for {unknown:.3} of {total:.3} s")
+    }));
     (!left_out.is_empty()).then(|| left_out.join("; "))
 }
 
@@ -131,7 +143,7 @@ fn energy(
         IdlePolicy::Separate => None,
     };
     let (cpu, dram) = (dynamic(Component::Cpu), dynamic(Component::Dram));
-    let gpu = dynamic(Component::Gpu).filter(|_| books.gpu_users_known());
+    let gpu = dynamic(Component::Gpu);
     let total = sum([cpu, dram, gpu, idle_share]);
     WorkloadEnergy { cpu, dram, gpu, idle_share, total }
 }
@@ -176,9 +188,12 @@ pub(crate) fn window(books: &Books) -> Option<WindowReport> {
         }
         let measured = Component::ALL.map(|component| {
             let index = component as usize;
-            // What was billed may be of a window before this one.
-            let known =
-                is_billed(&bills[index]) || !covered.of(component, window.times(*id)).is_none();
+            let bill = &bills[index];
+            let known = match component {
+                Component::Gpu => gpu_is_known(bill, window.gpu_users, window.unknown_gpu_users),
+                // What was billed may be of a window before this one.
+                _ => is_billed(bill) || !covered.of(component, window.times(*id)).is_none(),
+            };
             totals[index].measured.is_some() && known
         });
         let energy_j = energy(books, measured, &bills);
@@ -239,6 +254,12 @@ fn static_power(books: &Books) -> StaticPowerSource {
         source.kind = found.unwrap_or(StaticPowerKind::None);
     }
     source
+}
+
+/// Whether a workload's GPU figures are known, where the users of some devices were told, and those of
+/// others were not: who is billed for none may have used one of these.
+fn gpu_is_known(bill: &Bill, told: bool, unknown: bool) -> bool {
+    told && (is_billed(bill) || !unknown)
 }
 
 fn is_billed(bill: &Bill) -> bool {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::coverage::Coverage;
 use super::roster::Roster;
 use super::window::Recent;
 use super::{Clock, Known, given_static_power};
@@ -29,7 +30,8 @@ pub(super) struct GpuDomain {
     /// How much of its time was told of since the newest window of the run ended, and when that was.
     covered: Seconds,
     users: BTreeMap<User, Use>,
-    users_known: bool,
+    /// Time of which it is told who used the device, and of which it is not.
+    told: Coverage,
     /// Joules of windows in which somebody used the device, and the part of them whose users
     /// cannot be told.
     used_joules: f64,
@@ -82,7 +84,7 @@ impl GpuDomain {
             refused: 0,
             covered: Seconds(0.0),
             users: BTreeMap::new(),
-            users_known: false,
+            told: Coverage::default(),
             used_joules: 0.0,
             lost_joules: 0.0,
         }
@@ -164,13 +166,13 @@ impl GpuDomain {
                     self.used_joules += window.energy.0;
                     self.lost_joules += window.energy.0 * lost;
                 }
-                self.users_known |= stretch.users_known;
+                self.told.add(to_ns - from_ns, stretch.users_known);
                 if let Some(recent) = &mut recent {
                     if !self.ledger.is_dead() {
                         recent.measured(Component::Gpu, window.energy);
                     }
                     self.covered += time;
-                    recent.gpu(self.covered, stretch.resolution);
+                    recent.gpu(self.covered, stretch.resolution, stretch.users_known);
                 }
                 stretch.from_ns = to_ns;
             }
@@ -202,15 +204,15 @@ impl GpuDomain {
         }
     }
 
-    /// True if it was ever known who used the device.
-    pub(super) fn users_known(&self) -> bool {
-        self.users_known
+    /// Time of which it is told who used the device.
+    pub(super) fn told(&self) -> Coverage {
+        self.told
     }
 
     /// Seconds that a user kept the device busy; `None` if that could not be had.
     pub(super) fn busy_seconds(&self, user: User) -> Option<f64> {
         match self.users.get(&user) {
-            _ if !self.users_known => None,
+            _ if self.told.is_none() => None,
             None => Some(0.0),
             Some(one) if one.busy_unknown => None,
             Some(one) => Some(one.busy_seconds),

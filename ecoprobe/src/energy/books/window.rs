@@ -29,6 +29,9 @@ pub(crate) struct WindowSums {
     covered: FxHashSet<(Component, usize)>,
     /// How much of the GPUs' time was told of: the longest of all devices.
     pub(crate) gpu_time: Seconds,
+    /// Whether it was told who used a GPU, and whether it was not of one.
+    pub(crate) gpu_users: bool,
+    pub(crate) unknown_gpu_users: bool,
     /// GPU figures are means over this long.
     pub(crate) resolution: Option<Seconds>,
 }
@@ -57,6 +60,7 @@ impl WindowSums {
         self.times_ns.clear();
         self.covered.clear();
         self.gpu_time = Seconds(0.0);
+        (self.gpu_users, self.unknown_gpu_users) = (false, false);
         self.resolution = None;
     }
 }
@@ -131,8 +135,10 @@ impl Recent {
         }
     }
 
-    /// A GPU's figures covered this long, and are means over that long.
-    pub(super) fn gpu(&mut self, covered: Seconds, resolution: Seconds) {
+    /// A GPU's figures covered this long, are means over that long, and its users were told or not.
+    pub(super) fn gpu(&mut self, covered: Seconds, resolution: Seconds, told: bool) {
+        self.open.gpu_users |= told;
+        self.open.unknown_gpu_users |= !told;
         if covered > self.open.gpu_time {
             self.open.gpu_time = covered;
         }

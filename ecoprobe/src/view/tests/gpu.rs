@@ -109,6 +109,8 @@ fn energy_with_nobody_on_the_device_is_unattributed() {
     close(report.node.gpu.idle_j, 100.0);
     assert_eq!(report.workloads[0].energy_j.gpu, Some(0.0));
     assert_eq!(report.workloads[0].gpu_seconds, Some(0.0));
+    let partial = report.workloads[0].partial.as_deref().unwrap();
+    assert_eq!(partial, "who used GPU-1 is not known for 1.000 of 2.000 s");
 }
 
 #[test]
@@ -370,4 +372,43 @@ fn a_folded_workloads_gpu_time_goes_to_the_folded_row() {
     close(folded.gpu_seconds, 1.5);
     // Of that one nobody ever spoke.
     close(report.node.gpu.other_j, 50.0);
+}
+
+#[test]
+fn idle_energy_of_a_device_whose_users_are_unknown_is_nobodys() {
+    let mut settings = static_watts(50.0);
+    settings.idle = crate::event::settings::IdlePolicy::Share;
+    let mut session = with_device(settings);
+    session.sample(&sample(0));
+    session.gpu(&GpuWindow { unknown_users: true, ..window(0, 1000, 80.0, &[]) });
+    session.sample(&sample(1000));
+    let in_window = session.window().unwrap().workloads[0].energy_j;
+    let report = report(&mut session);
+    assert_adds_up(&report);
+    for energy in [in_window, report.workloads[0].energy_j] {
+        assert_eq!((energy.gpu, energy.idle_share, energy.total), (None, None, None));
+    }
+    assert_eq!(report.workloads[0].mean_power_w, None);
+}
+
+#[test]
+fn a_device_whose_users_are_unknown_is_named_beside_one_whose_users_are_known() {
+    let mut session = with_device(static_watts(50.0));
+    session.sample(&sample(0));
+    session.gpu(&window(0, 1000, 80.0, &[user(1, 1.0, 1.0)]));
+    let other = GpuWindow { uuid: "GPU-2".into(), ..window(0, 1000, 60.0, &[]) };
+    session.gpu(&GpuWindow { unknown_users: true, ..other });
+    session.sample(&sample(1000));
+    let window = session.window().unwrap();
+    let report = report(&mut session);
+    assert_adds_up(&report);
+    let [a, b] = &report.workloads[..] else { panic!() };
+    assert_eq!((a.energy_j.gpu, a.gpu_seconds), (Some(30.0), None));
+    assert_eq!((b.energy_j.gpu, b.energy_j.total, b.gpu_seconds), (None, None, None));
+    for workload in [a, b] {
+        let partial = workload.partial.as_deref().unwrap();
+        assert_eq!(partial, "who used GPU-2 is not known for 1.000 of 1.000 s");
+    }
+    let figures = [0, 1].map(|index| window.workloads[index].energy_j.gpu);
+    assert_eq!(figures, [Some(30.0), None]);
 }
