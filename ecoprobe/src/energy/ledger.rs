@@ -98,6 +98,12 @@ pub(crate) struct Bill {
     pub(crate) idle: Joules,
 }
 
+impl Bill {
+    pub(crate) fn is_some(&self) -> bool {
+        *self != Self::default()
+    }
+}
+
 /// The sums of one domain: `measured` = `idle` + `unattributed` + every user's bill, once corrected.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct DomainLedger {

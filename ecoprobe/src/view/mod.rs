@@ -181,7 +181,9 @@ pub(crate) fn window(books: &Books) -> Option<WindowReport> {
     let mut workloads_j = [Joules(0.0); Component::COUNT];
     let covered = books.covered_in(window);
     let members = books.roster().members();
-    let workloads = members.iter().map(|(id, member)| {
+    // Those that have ended would be rows of zeros for good.
+    let members = members.iter().filter(|(id, member)| !member.has_ended() || window.has(*id));
+    let workloads = members.map(|(id, member)| {
         let bills = window.workloads.get(id).copied().unwrap_or_default();
         for (sum, bill) in workloads_j.iter_mut().zip(&bills) {
             *sum += bill.dynamic + bill.idle;
@@ -192,7 +194,7 @@ pub(crate) fn window(books: &Books) -> Option<WindowReport> {
             let known = match component {
                 Component::Gpu => gpu_is_known(bill, window.gpu_users, window.unknown_gpu_users),
                 // What was billed may be of a window before this one.
-                _ => is_billed(bill) || !covered.of(component, window.times(*id)).is_none(),
+                _ => bill.is_some() || !covered.of(component, window.times(*id)).is_none(),
             };
             totals[index].measured.is_some() && known
         });
@@ -259,11 +261,7 @@ fn static_power(books: &Books) -> StaticPowerSource {
 /// Whether a workload's GPU figures are known, where the users of some devices were told, and those of
 /// others were not: who is billed for none may have used one of these.
 fn gpu_is_known(bill: &Bill, told: bool, unknown: bool) -> bool {
-    told && (is_billed(bill) || !unknown)
-}
-
-fn is_billed(bill: &Bill) -> bool {
-    bill.dynamic != Joules(0.0) || bill.idle != Joules(0.0)
+    told && (bill.is_some() || !unknown)
 }
 
 /// The sum of what is there; `None` if nothing is.

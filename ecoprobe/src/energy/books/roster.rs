@@ -31,6 +31,11 @@ impl Member {
         Self { workload, cpu_ns: 0, times_ns: Vec::new(), seen_ns: Vec::new(), ended: false }
     }
 
+    /// Nothing more will come for it, so far as is known now.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended || self.workload.kind == WorkloadKind::Ended
+    }
+
     fn take(&mut self, other: &Self) {
         add_ns(&mut self.cpu_ns, other.cpu_ns);
         for (place, ns) in other.times() {

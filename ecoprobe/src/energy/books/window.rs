@@ -47,6 +47,13 @@ impl WindowSums {
         times.filter_map(|(place, ns)| Some((place, *ns?)))
     }
 
+    /// Whether there is anything of a workload in this window.
+    pub(crate) fn has(&self, id: WorkloadId) -> bool {
+        let bills = self.workloads.get(&id);
+        bills.is_some_and(|bills| bills.iter().any(Bill::is_some))
+            || self.times(id).any(|(_, ns)| ns > 0)
+    }
+
     pub(super) fn covers(&self, component: Component, package: usize) -> bool {
         self.covered.contains(&(component, package))
     }

@@ -327,3 +327,24 @@ fn cpu_time_beyond_any_clock_does_not_overflow() {
     end_many(&mut session, 5000);
     assert_adds_up(&report(&mut session));
 }
+
+#[test]
+fn a_window_leaves_out_who_ended_before_it() {
+    let mut session = with_counters(1, &[0], &[]);
+    session.apply(&named(1, "gone", 1));
+    session.apply(&named(2, "sleeps", 2));
+    session.sample(&at(0, times(&[&[]], &[]), &[0.0]));
+    end_many(&mut session, 3);
+    session.apply(&Event::Ended { id: WorkloadId(1) });
+    let names = |session: &Session| -> Vec<String> {
+        session.window().unwrap().workloads.into_iter().map(|row| row.name).collect()
+    };
+    session.apply(&named(1, "gone", 1));
+    session.sample(&at(1, times(&[&[(1, 1.0)]], &[]), &[20.0]));
+    session.apply(&Event::Ended { id: WorkloadId(1) });
+    assert_eq!(names(&session), ["gone", "sleeps"]);
+    session.sample(&at(2, times(&[&[]], &[]), &[40.0]));
+    assert_eq!(names(&session), ["sleeps"]);
+    // The report keeps them.
+    assert_eq!(report(&mut session).workloads.len(), 4096 + 2);
+}
