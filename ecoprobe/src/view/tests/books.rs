@@ -142,7 +142,7 @@ fn what_could_not_be_read_is_missing_and_not_zero() {
     assert_eq!(report.workloads[0].cpu_seconds, 3.0);
     assert_eq!(session.window().unwrap().node.cpu, Books::default());
     let [warning] = &report.warnings[..] else { panic!("{:?}", report.warnings) };
-    assert!(warning.contains("package-0: 3 windows, 3.000 s in all"), "{warning}");
+    assert!(warning.contains("package-0: 3 readings, 3.000 s in all"), "{warning}");
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn a_counter_that_vanishes_and_returns_keeps_what_it_had_counted() {
     assert_eq!(report.node.cpu.measured_j, Some(100.0));
     assert_eq!(report.workloads[0].energy_j.cpu, Some(60.0));
     let [warning] = &report.warnings[..] else { panic!("{:?}", report.warnings) };
-    assert!(warning.contains("3 windows, 3.000 s") && warning.contains("could not be read"));
+    assert!(warning.contains("3 readings, 3.000 s") && warning.contains("could not be read"));
 }
 
 #[test]
@@ -184,7 +184,7 @@ fn jumps_resets_and_long_windows_are_left_out_and_said() {
     let wrap = Some((1000.0 / UNIT) as u64);
     let (joules, warning) = run(wrap, [(0, 800.0), (1, 850.0), (100, 900.0), (101, 950.0)]);
     assert_eq!(joules, 100.0);
-    assert!(warning.contains("wrapped") && warning.contains("99.000 s"), "{warning}");
+    assert!(warning.contains("came too late") && warning.contains("99.000 s"), "{warning}");
     let (joules, warning) = run(wrap, [(0, 800.0), (1, 850.0), (2, 1000.0), (3, 0.0)]);
     // The reading beyond the range costs nothing: the next one has it all.
     assert_eq!(joules, 200.0);
