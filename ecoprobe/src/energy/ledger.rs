@@ -14,7 +14,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::attribute::{IdleTo, Posting, Static, Window, attribute};
+use super::attribute::{IdleTo, Posting, ROUNDING, Static, Window, attribute};
 use super::usage::Usage;
 use crate::base::{Account, Joules, Seconds, User, Watts};
 
@@ -85,9 +85,6 @@ impl Line {
 /// How late a counter may show what was drawn: it refreshes every so often, not when it is read. What
 /// is missing for longer was not drawn.
 const LATENESS: Seconds = Seconds(0.1);
-
-/// Rounding: a remainder smaller than this part of the whole is none.
-const ROUNDING: f64 = 1e-12;
 
 /// What one user owes.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
