@@ -13,10 +13,12 @@ use crate::energy::model::{StaticPower, Unknown};
 const OVERDRAWN: f64 = 0.01;
 
 impl Books {
-    /// Whether the report will carry this warning already.
+    /// Whether the report counts this warning already. Of more than can be remembered, each one counts
+    /// as known: what cannot be told from news must not be said again and again.
     pub(crate) fn knows_warning(&self, message: &str) -> bool {
         self.warnings.iter().any(|known| known == message)
             || self.further_warnings.contains(&fingerprint(message))
+            || self.further_warnings.len() >= MOST_FURTHER
     }
 
     /// Said once, however often it is found.
@@ -26,7 +28,7 @@ impl Books {
         }
         if self.warnings.len() < MOST_WARNINGS {
             self.warnings.push(message.to_owned());
-        } else if self.further_warnings.len() < MOST_FURTHER {
+        } else {
             self.further_warnings.insert(fingerprint(message));
         }
     }

@@ -12,7 +12,7 @@ fn reading(second: u64, joules: f64) -> Option<Reading> {
     Some(Reading { mono_ns: second * SECOND, count: (joules / UNIT) as u64 })
 }
 
-/// A sample at `second` of one package: CPU seconds by slot, and the counter's joules.
+/// A sample at `second` of one package: CPU seconds by user (others, idle, the workloads), and the counter's joules.
 fn sample(second: u64, cpu_seconds: &[f64], joules: Option<f64>) -> Sample {
     let rows = vec![cpu_seconds.iter().map(|seconds| (seconds * 1e9) as u64).collect()];
     let energy = vec![joules.and_then(|joules| reading(second, joules))];
@@ -276,6 +276,20 @@ fn warnings_are_said_once_and_bounded() {
     assert_eq!(warnings.iter().filter(|warning| *warning == "the same").count(), 1);
     assert_eq!(warnings.len(), 64 + 2);
     assert!(warnings[64].starts_with("937 further"), "{}", warnings[64]);
+}
+
+#[test]
+fn warnings_beyond_what_can_be_remembered_are_not_news() {
+    let mut session = one_package(None);
+    let message = |number: usize| format!("number {number}");
+    for number in 0..64 + 4096 {
+        assert!(!session.books.knows_warning(&message(number)), "{number}");
+        session.apply(&Event::Warning { message: message(number) });
+    }
+    assert!(session.books.knows_warning(&message(0)));
+    assert!(session.books.knows_warning(&message(5000)));
+    let warnings = report(&mut session).warnings;
+    assert!(warnings[64].starts_with("at least 4096 further"), "{}", warnings[64]);
 }
 
 #[test]
