@@ -52,6 +52,9 @@ pub(crate) struct Posting {
     pub(crate) idle: Joules,
 }
 
+/// A remainder smaller than this part of the whole is what rounding leaves: none.
+pub(super) const ROUNDING: f64 = 1e-12;
+
 /// Splits a window.
 pub(crate) fn attribute(
     window: Window,
@@ -83,7 +86,7 @@ pub(crate) fn attribute(
         left = NOTHING;
     }
     // What rounding leaves of an idle energy that was shared out whole is none.
-    if left.0 > idle.0 * 1e-12 {
+    if left.0 > idle.0 * ROUNDING {
         post(Posting { account: Account::Idle, dynamic: NOTHING, idle: left });
     }
 }

@@ -49,10 +49,10 @@ pub(crate) enum Reason {
     Unconfirmed,
 }
 
-/// Windows without energy.
+/// Readings without energy, and the time since the ones before them.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Missing {
-    pub(crate) windows: u64,
+    pub(crate) readings: u64,
     pub(crate) seconds: f64,
     /// Of [`Reason::TooMuch`].
     pub(crate) worst: Watts,
@@ -64,7 +64,7 @@ struct Tally(BTreeMap<Reason, Missing>);
 impl Tally {
     fn add(&mut self, reason: Reason, more: Missing) {
         let missing = self.0.entry(reason).or_default();
-        missing.windows += more.windows;
+        missing.readings += more.readings;
         missing.seconds += more.seconds;
         if more.worst > missing.worst {
             missing.worst = more.worst;
@@ -128,7 +128,7 @@ impl Counter {
         let previous_ns = self.previous_ns.replace(at_ns);
         let length = previous_ns.map_or(0, |previous| at_ns.saturating_sub(previous));
         let window = Missing {
-            windows: u64::from(length > 0),
+            readings: u64::from(length > 0),
             seconds: Seconds::from_ns(length).0,
             worst: Watts(0.0),
         };
@@ -149,13 +149,20 @@ impl Counter {
             // What was drawn before its first reading nobody knows.
             self.after.add(Reason::Unread, window);
             self.begin_at(Some(now));
-            let first = window.windows == 0;
+            let first = window.readings == 0;
             return if first { Outcome::First } else { Outcome::Missing(Reason::Unread) };
         };
         match self.suspect {
             None => self.after_belief(domain, base, now, window),
             Some(suspect) => self.after_doubt(domain, base, suspect, now, window),
         }
+    }
+
+    /// When the readings were taken that the next energy may begin with, nanoseconds: the last one that
+    /// is believed, and the suspect.
+    pub(crate) fn starts(&self) -> (Option<u64>, Option<u64>) {
+        let suspect = self.suspect.map(|suspect| suspect.reading.mono_ns);
+        (self.base.map(|base| base.mono_ns), suspect)
     }
 
     /// The end of the readings: what still waited for another reading is believed now.
@@ -171,7 +178,7 @@ impl Counter {
         let mut all = self.missing.clone();
         all.take(&mut self.before.clone());
         all.take(&mut self.after.clone());
-        all.0.retain(|_, missing| missing.windows > 0);
+        all.0.retain(|_, missing| missing.readings > 0);
         all.0
     }
 
@@ -348,11 +355,11 @@ impl Counter {
         let missing = self.missing();
         let mut sentences: Vec<_> = missing
             .iter()
-            .map(|(reason, Missing { windows, seconds, worst })| {
+            .map(|(reason, Missing { readings, seconds, worst })| {
                 let why = match reason {
                     Reason::Unread => "the counter could not be read".to_owned(),
-                    Reason::MoreWraps => "the counter may have wrapped more than once between two \
-                         readings; a shorter --interval avoids that"
+                    Reason::MoreWraps => "the counter may have wrapped more than once before a \
+                         reading that came too late"
                         .to_owned(),
                     Reason::WentBack => "the counter was reset".to_owned(),
                     Reason::Disorder => "its readings are not in the order of time".to_owned(),
@@ -366,9 +373,9 @@ impl Counter {
                          readings, and none confirmed it"
                         .to_owned(),
                 };
-                let plural = if *windows == 1 { "" } else { "s" };
+                let plural = if *readings == 1 { "" } else { "s" };
                 format!(
-                    "{name}: {windows} window{plural}, {seconds:.3} s in all, left out of every \
+                    "{name}: {readings} reading{plural}, {seconds:.3} s in all, left out of every \
                      energy figure (mean power, which is over the whole run, is too low for it): \
                      {why}"
                 )

@@ -14,7 +14,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::attribute::{IdleTo, Posting, Static, Window, attribute};
+use super::attribute::{IdleTo, Posting, ROUNDING, Static, Window, attribute};
 use super::usage::Usage;
 use crate::base::{Account, Joules, Seconds, User, Watts};
 
@@ -86,9 +86,6 @@ impl Line {
 /// is missing for longer was not drawn.
 const LATENESS: Seconds = Seconds(0.1);
 
-/// Rounding: a remainder smaller than this part of the whole is none.
-const ROUNDING: f64 = 1e-12;
-
 /// What one user owes.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Bill {
@@ -96,6 +93,12 @@ pub(crate) struct Bill {
     pub(crate) dynamic: Joules,
     /// Its part of the idle energy.
     pub(crate) idle: Joules,
+}
+
+impl Bill {
+    pub(crate) fn is_some(&self) -> bool {
+        *self != Self::default()
+    }
 }
 
 /// The sums of one domain: `measured` = `idle` + `unattributed` + every user's bill, once corrected.
@@ -226,6 +229,11 @@ impl DomainLedger {
         self.measured.get() == 0.0 && self.time.get() >= 1.0
     }
 
+    /// It measured something: its sums are figures.
+    pub(crate) fn has_figures(&self) -> bool {
+        !self.is_empty() && !self.is_dead()
+    }
+
     /// Part of the measured time in which less was drawn than the static power known beforehand.
     pub(crate) fn overdrawn(&self) -> f64 {
         let time = self.time.get();
@@ -309,39 +317,39 @@ mod tests {
 
     #[test]
     fn a_counter_that_never_moves_is_dead() {
-        let mut account = DomainLedger::new(None);
-        account.window(window(0.0, 0.9), &[], 0.0, &[]);
-        assert!(!account.is_dead());
-        account.window(window(0.0, 0.2), &[], 0.0, &[]);
-        assert!(account.is_dead());
-        account.window(window(1e-6, 0.2), &[], 0.0, &[]);
-        assert!(!account.is_dead());
+        let mut ledger = DomainLedger::new(None);
+        ledger.window(window(0.0, 0.9), &[], 0.0, &[]);
+        assert!(!ledger.is_dead());
+        ledger.window(window(0.0, 0.2), &[], 0.0, &[]);
+        assert!(ledger.is_dead());
+        ledger.window(window(1e-6, 0.2), &[], 0.0, &[]);
+        assert!(!ledger.is_dead());
     }
 
     #[test]
     fn a_late_counter_costs_no_idle_energy() {
-        let mut account = DomainLedger::new(Some(Watts(20.0)));
+        let mut ledger = DomainLedger::new(Some(Watts(20.0)));
         let user = shares(&[1.0]);
         // 25 W all the time, but every other window is read before the counter has moved.
         for _ in 0..50 {
-            account.window(window(0.0, 0.01), &user, 0.0, &[]);
-            account.window(window(0.5, 0.01), &user, 0.0, &[]);
+            ledger.window(window(0.0, 0.01), &user, 0.0, &[]);
+            ledger.window(window(0.5, 0.01), &user, 0.0, &[]);
         }
-        let settled = account.settle(Some(Watts(20.0)), IdleTo::Nobody);
+        let settled = ledger.settle(Some(Watts(20.0)), IdleTo::Nobody);
         assert!((settled.idle.0 - 20.0).abs() < 1e-9, "{settled:?}");
         // What is missing for longer than a counter can be late was never drawn.
-        let mut account = DomainLedger::new(Some(Watts(20.0)));
-        account.window(window(10.0, 1.0), &user, 0.0, &[]);
-        account.window(window(100.0, 1.0), &user, 0.0, &[]);
-        let settled = account.settle(Some(Watts(20.0)), IdleTo::Nobody);
+        let mut ledger = DomainLedger::new(Some(Watts(20.0)));
+        ledger.window(window(10.0, 1.0), &user, 0.0, &[]);
+        ledger.window(window(100.0, 1.0), &user, 0.0, &[]);
+        let settled = ledger.settle(Some(Watts(20.0)), IdleTo::Nobody);
         assert!((settled.idle.0 - (10.0 + 22.0)).abs() < 1e-9, "{settled:?}");
     }
 
     #[test]
     fn who_cannot_be_told_is_billed_to_nobody() {
-        let mut account = DomainLedger::new(None);
-        account.window(window(100.0, 2.0), &[(user(1), 3.0)], 1.0, &[]);
-        let settled = account.settle(Some(Watts(10.0)), IdleTo::Nobody);
+        let mut ledger = DomainLedger::new(None);
+        ledger.window(window(100.0, 2.0), &[(user(1), 3.0)], 1.0, &[]);
+        let settled = ledger.settle(Some(Watts(10.0)), IdleTo::Nobody);
         assert_eq!(dynamic(&settled)[..2], [0.0, 60.0]);
         assert_eq!((settled.unattributed, settled.idle), (Joules(20.0), Joules(20.0)));
     }
@@ -368,49 +376,49 @@ mod tests {
 
     #[test]
     fn static_energy_is_set_apart_and_the_rest_goes_by_use() {
-        let mut account = DomainLedger::default();
-        account.window(window(60.0, 1.0), &shares(&[1.0, 0.0, 3.0]), 0.0, &[]);
-        let settled = account.settle(Some(Watts(20.0)), IdleTo::Nobody);
+        let mut ledger = DomainLedger::default();
+        ledger.window(window(60.0, 1.0), &shares(&[1.0, 0.0, 3.0]), 0.0, &[]);
+        let settled = ledger.settle(Some(Watts(20.0)), IdleTo::Nobody);
         assert_eq!(dynamic(&settled)[..3], [10.0, 0.0, 30.0]);
         assert_eq!((settled.idle.0, settled.unattributed.0), (20.0, 0.0));
 
-        let shared = account.settle(Some(Watts(20.0)), IdleTo::Users);
+        let shared = ledger.settle(Some(Watts(20.0)), IdleTo::Users);
         assert_eq!(dynamic(&shared)[..3], [10.0, 0.0, 30.0]);
         assert_eq!(shared.bills[2].idle, Joules(15.0));
         assert_eq!(shared.idle, Joules(0.0));
 
         // Not known: nothing is set apart.
-        let unknown = account.settle(None, IdleTo::Nobody);
+        let unknown = ledger.settle(None, IdleTo::Nobody);
         assert_eq!(unknown.idle, Joules(0.0));
         assert_eq!(unknown.bills[2].dynamic, Joules(45.0));
     }
 
     #[test]
     fn energy_without_a_user_is_idle_or_unattributed() {
-        let mut account = DomainLedger::default();
-        account.window(window(50.0, 1.0), &[], 0.0, &[]);
-        let settled = account.settle(Some(Watts(20.0)), IdleTo::Users);
+        let mut ledger = DomainLedger::default();
+        ledger.window(window(50.0, 1.0), &[], 0.0, &[]);
+        let settled = ledger.settle(Some(Watts(20.0)), IdleTo::Users);
         assert_eq!((settled.idle.0, settled.unattributed.0), (20.0, 30.0));
     }
 
     #[test]
     fn a_static_power_above_what_was_measured_leaves_nothing_below_zero() {
-        let mut account = DomainLedger::new(Some(Watts(40.0)));
-        account.window(window(10.0, 1.0), &shares(&[1.0]), 0.0, &[]);
-        account.window(window(60.0, 1.0), &shares(&[1.0]), 0.0, &[]);
-        let settled = account.settle(Some(Watts(40.0)), IdleTo::Nobody);
+        let mut ledger = DomainLedger::new(Some(Watts(40.0)));
+        ledger.window(window(10.0, 1.0), &shares(&[1.0]), 0.0, &[]);
+        ledger.window(window(60.0, 1.0), &shares(&[1.0]), 0.0, &[]);
+        let settled = ledger.settle(Some(Watts(40.0)), IdleTo::Nobody);
         // The second window makes up for a tenth of a second of the first.
         assert!((settled.idle.0 - 54.0).abs() < 1e-9, "{settled:?}");
         assert!((settled.bills[0].dynamic.0 - 16.0).abs() < 1e-9, "{settled:?}");
-        assert!((account.overdrawn() - 0.325).abs() < 1e-12);
+        assert!((ledger.overdrawn() - 0.325).abs() < 1e-12);
     }
 
     #[test]
     fn idle_energy_goes_to_holders_in_equal_parts() {
-        let mut account = DomainLedger::default();
-        account.window(window(100.0, 1.0), &shares(&[1.0]), 0.0, &[user(0), user(3)]);
-        account.window(window(60.0, 1.0), &[], 0.0, &[]);
-        let settled = account.settle(Some(Watts(60.0)), IdleTo::Holders);
+        let mut ledger = DomainLedger::default();
+        ledger.window(window(100.0, 1.0), &shares(&[1.0]), 0.0, &[user(0), user(3)]);
+        ledger.window(window(60.0, 1.0), &[], 0.0, &[]);
+        let settled = ledger.settle(Some(Watts(60.0)), IdleTo::Holders);
         assert_eq!(settled.bills[0], Bill { dynamic: Joules(40.0), idle: Joules(30.0) });
         assert_eq!(settled.bills[3], Bill { dynamic: Joules(0.0), idle: Joules(30.0) });
         assert_eq!((settled.idle.0, settled.unattributed.0), (60.0, 0.0));
@@ -427,15 +435,15 @@ mod tests {
 
     #[test]
     fn books_close_after_a_million_windows() {
-        let mut account = DomainLedger::default();
+        let mut ledger = DomainLedger::default();
         let users = shares(&[0.1, 0.7, 1e-9, 3.3]);
         let mut seconds = 0.1;
         for _ in 0..1_000_000 {
             seconds = if seconds > 0.3 { 0.1 } else { seconds * 1.000_1 };
-            account.window(window(seconds * 31.7, seconds), &users, 0.0, &[]);
+            ledger.window(window(seconds * 31.7, seconds), &users, 0.0, &[]);
         }
         for idle_to in [IdleTo::Nobody, IdleTo::Users] {
-            let settled = account.settle(None, idle_to);
+            let settled = ledger.settle(None, idle_to);
             let error = sum(&settled) / settled.measured.0 - 1.0;
             assert!(error.abs() < 1e-13, "{error}");
         }
@@ -465,13 +473,13 @@ mod tests {
         proptest::collection::vec(entry, 0..40)
     }
 
-    fn account(entries: &[Entry], known: Option<Watts>) -> DomainLedger {
-        let mut account = DomainLedger::new(known);
+    fn ledger(entries: &[Entry], known: Option<Watts>) -> DomainLedger {
+        let mut ledger = DomainLedger::new(known);
         for Entry { window, weights, holders } in entries {
             let holders: Vec<User> = holders.iter().map(|index| user(*index)).collect();
-            account.window(*window, &shares(weights), 0.0, &holders);
+            ledger.window(*window, &shares(weights), 0.0, &holders);
         }
-        account
+        ledger
     }
 
     fn policy() -> impl Strategy<Value = IdleTo> {
@@ -487,7 +495,7 @@ mod tests {
             idle_to in policy(),
         ) {
             let watts = watts.map(Watts);
-            check(&account(&entries, watts.filter(|_| known)).settle(watts, idle_to))?;
+            check(&ledger(&entries, watts.filter(|_| known)).settle(watts, idle_to))?;
         }
 
         #[test]
@@ -495,7 +503,7 @@ mod tests {
             entries in entries(), watts in 0.0..200.0,
         ) {
             let settled =
-                account(&entries, Some(Watts(watts))).settle(Some(Watts(watts)), IdleTo::Nobody);
+                ledger(&entries, Some(Watts(watts))).settle(Some(Watts(watts)), IdleTo::Nobody);
             let most = |window: &Window| window.energy.0.min(watts * window.time.0);
             let least: f64 = entries.iter().map(|entry| most(&entry.window)).sum();
             let time: f64 = entries.iter().map(|entry| entry.window.time.0).sum();
@@ -505,25 +513,25 @@ mod tests {
         }
 
         #[test]
-        fn the_order_of_slots_and_windows_does_not_matter(
+        fn the_order_of_workloads_and_windows_does_not_matter(
             entries in entries(), watts in 0.0..200.0, idle_to in policy(),
         ) {
-            let slots = 6;
+            let workloads = 6;
             let reversed: Vec<Entry> = entries.iter().rev().cloned().map(|mut entry| {
-                entry.weights.resize(slots, 0.0);
+                entry.weights.resize(workloads, 0.0);
                 entry.weights.reverse();
-                entry.holders.iter_mut().for_each(|slot| *slot = (slots + 7 - *slot) % (slots + 2));
+                entry.holders.iter_mut().for_each(|workload| *workload = (workloads + 7 - *workload) % (workloads + 2));
                 entry
             }).collect();
-            let here = account(&entries, None).settle(Some(Watts(watts)), idle_to);
-            let there = account(&reversed, None).settle(Some(Watts(watts)), idle_to);
+            let here = ledger(&entries, None).settle(Some(Watts(watts)), idle_to);
+            let there = ledger(&reversed, None).settle(Some(Watts(watts)), idle_to);
             let tolerance = 1e-9 * here.measured.0;
             prop_assert!((here.idle.0 - there.idle.0).abs() <= tolerance);
-            for slot in 0..slots {
-                let bill = |settled: &Settlement, slot: usize| {
-                    settled.bills.get(slot).copied().unwrap_or_default().dynamic.0
+            for workload in 0..workloads {
+                let bill = |settled: &Settlement, workload: usize| {
+                    settled.bills.get(workload).copied().unwrap_or_default().dynamic.0
                 };
-                prop_assert!((bill(&here, slot) - bill(&there, slots - 1 - slot)).abs() <= tolerance);
+                prop_assert!((bill(&here, workload) - bill(&there, workloads - 1 - workload)).abs() <= tolerance);
             }
         }
 
@@ -546,7 +554,7 @@ mod tests {
             }).collect();
             let watts = Watts(watts);
             let settle = |entries| {
-                account(entries, known.then_some(watts)).settle(Some(watts), idle_to)
+                ledger(entries, known.then_some(watts)).settle(Some(watts), idle_to)
             };
             let (whole, halved) = (settle(&entries), settle(&halves));
             let tolerance = 1e-9 * whole.measured.0;

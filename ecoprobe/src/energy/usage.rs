@@ -1,5 +1,7 @@
 //! Who used a domain in a window, and how much.
 
+use std::collections::BTreeMap;
+
 use rustc_hash::FxHashMap;
 
 use crate::base::User;
@@ -52,6 +54,13 @@ impl Gathered {
         }
     }
 
+    /// All that another one gathered, which is empty then.
+    pub(crate) fn take(&mut self, other: &mut Self) {
+        for (user, weight) in other.by_user.drain() {
+            *self.by_user.entry(user).or_default() += weight;
+        }
+    }
+
     pub(crate) fn clear(&mut self) {
         self.by_user.clear();
     }
@@ -60,11 +69,16 @@ impl Gathered {
         self.by_user.is_empty()
     }
 
-    /// What was gathered, by user.
-    pub(crate) fn users(&mut self) -> &[(User, f64)] {
+    /// What was gathered, by who it is billed to: `row` says that of a user.
+    pub(crate) fn users(&mut self, row: impl Fn(User) -> User) -> &[(User, f64)] {
+        let mut gathered: Vec<_> = self.by_user.iter().collect();
+        gathered.sort_unstable_by_key(|(user, _)| **user);
+        let mut rows: BTreeMap<User, f64> = BTreeMap::new();
+        for (user, weight) in gathered {
+            *rows.entry(row(*user)).or_default() += weight;
+        }
         self.users.clear();
-        self.users.extend(self.by_user.iter().map(|(user, weight)| (*user, *weight)));
-        self.users.sort_unstable_by_key(|(user, _)| *user);
+        self.users.extend(rows);
         &self.users
     }
 }

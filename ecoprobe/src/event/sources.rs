@@ -17,7 +17,7 @@ pub struct Sources {
     pub cpu_time: CpuTimeSource,
     pub cpu_energy: CpuEnergySource,
     pub gpu_energy: GpuEnergySource,
-    /// Filled in by the session: it is learned during the run.
+    /// An estimate's, in recordings of the first format; what is learned in a run is in its report.
     pub static_power: StaticPowerSource,
 }
 

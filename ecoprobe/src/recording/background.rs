@@ -1,17 +1,38 @@
 //! Recording without waiting for the disk: events are written by a thread of their own.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::{Recorder, RecordingError};
-use crate::event::Event;
+use crate::event::{Event, Sample};
 
-/// Events on their way to the thread.
+/// Events on their way to the thread, and the most that they may weigh together.
 const QUEUE: usize = 1024;
+const MOST_ON_THE_WAY: usize = 1 << 18;
 
-/// Events that wait because the queue is full. Of a disk that is slower for longer, nothing is kept.
-const MOST_WAITING: usize = 64 * 1024;
+/// What may wait because the queue is full, by weight. Of a disk that is slower for longer, nothing is
+/// kept.
+const MOST_WAITING: usize = 1 << 20;
+
+/// About how much memory an event takes, in entries of a workload's CPU time, 16 bytes each: a sample
+/// has as many as workloads ran.
+fn weight(event: &Event) -> usize {
+    const EVENT: usize = 16;
+    EVENT
+        + match event {
+            Event::Sample(Sample { cpu, .. }) => {
+                let times = cpu.packages.iter().chain([&cpu.unplaced]);
+                times.map(|time| time.workloads.len()).sum()
+            }
+            Event::Gpu(window) => 3 * window.usage.len(),
+            // Its names.
+            Event::Workload(_) => EVENT,
+            _ => 0,
+        }
+}
 
 /// The recording's end of the queue.
 #[derive(Debug)]
@@ -20,9 +41,14 @@ pub(crate) struct Background {
     queue: Option<SyncSender<Event>>,
     /// The thread's last word.
     result: Receiver<Result<(), RecordingError>>,
-    /// What found no room in the queue. Samples next to each other become one: their counters are
-    /// cumulative, so nothing is lost but when.
+    /// Weight of what is in the queue or being written.
+    on_the_way: Arc<AtomicUsize>,
+    /// What found no room in the queue. Samples with nothing but GPU windows between them become one:
+    /// their counters are cumulative, so nothing is lost but when.
     waiting: VecDeque<Event>,
+    waiting_weight: usize,
+    /// Samples, joined ones as one, and those that were joined to another.
+    samples: u64,
     joined_samples: u64,
 }
 
@@ -39,12 +65,26 @@ impl Background {
     pub(crate) fn start(mut recorder: Recorder) -> std::io::Result<Self> {
         let (queue, events) = sync_channel::<Event>(QUEUE);
         let (told, result) = sync_channel(1);
+        let on_the_way = Arc::new(AtomicUsize::new(0));
+        let taken = Arc::clone(&on_the_way);
         std::thread::Builder::new().name("ecoprobe-record".into()).spawn(move || {
-            let written = events.iter().try_for_each(|event| recorder.write(&event));
+            let written = events.iter().try_for_each(|event| {
+                let written = recorder.write(&event);
+                taken.fetch_sub(weight(&event), Ordering::Relaxed);
+                written
+            });
             // Nobody listens any more: then nobody misses it.
             let _ = told.send(written.and_then(|()| recorder.finish()));
         })?;
-        Ok(Self { queue: Some(queue), result, waiting: VecDeque::new(), joined_samples: 0 })
+        Ok(Self {
+            queue: Some(queue),
+            result,
+            on_the_way,
+            waiting: VecDeque::new(),
+            waiting_weight: 0,
+            samples: 0,
+            joined_samples: 0,
+        })
     }
 
     /// Adds one event; never waits. The first failure is returned and ends the recording: what is
@@ -54,19 +94,27 @@ impl Background {
             return Ok(());
         }
         self.flush();
-        match (self.waiting.back_mut(), event) {
-            (Some(Event::Sample(last)), Event::Sample(sample)) => {
-                last.absorb(sample);
-                self.joined_samples += 1;
+        match event {
+            Event::Sample(sample) => {
+                let last = self.take_last_sample();
+                self.samples += u64::from(last.is_none());
+                self.joined_samples += u64::from(last.is_some());
+                self.wait(Event::Sample(match last {
+                    None => sample.clone(),
+                    Some(mut last) => {
+                        last.absorb(sample);
+                        last
+                    }
+                }));
             }
-            _ => self.waiting.push_back(event.clone()),
+            event => self.wait(event.clone()),
         }
         self.flush();
         if let Ok(Err(error)) = self.result.try_recv() {
             self.queue = None;
             return Err(error.into());
         }
-        if self.waiting.len() > MOST_WAITING {
+        if self.waiting_weight > MOST_WAITING && self.waiting.len() > 1 {
             self.queue = None;
             self.waiting.clear();
             return Err(Incomplete::TooSlow);
@@ -79,12 +127,41 @@ impl Background {
         self.joined_samples
     }
 
+    fn wait(&mut self, event: Event) {
+        self.waiting_weight += weight(&event);
+        self.waiting.push_back(event);
+    }
+
+    /// The sample that the next one can be joined to, if it still waits. The joined one stands behind
+    /// the GPU windows between the two, which the later one's window has to show. The first sample
+    /// stays what it is: the run begins there.
+    fn take_last_sample(&mut self) -> Option<Sample> {
+        let gpus = self.waiting.iter().rev().take_while(|event| matches!(event, Event::Gpu(_)));
+        let index = self.waiting.len().checked_sub(gpus.count() + 1)?;
+        if self.samples < 2 || !matches!(self.waiting[index], Event::Sample(_)) {
+            return None;
+        }
+        let event = self.waiting.remove(index)?;
+        self.waiting_weight -= weight(&event);
+        let Event::Sample(sample) = event else { return None };
+        Some(sample)
+    }
+
     fn flush(&mut self) {
         let Some(queue) = &self.queue else { return };
         while let Some(event) = self.waiting.pop_front() {
-            match queue.try_send(event) {
-                Ok(()) => {}
+            let weight = weight(&event);
+            // Before it is sent: the thread takes it off again.
+            let before = self.on_the_way.fetch_add(weight, Ordering::Relaxed);
+            let sent = if before > 0 && before + weight > MOST_ON_THE_WAY {
+                Err(TrySendError::Full(event))
+            } else {
+                queue.try_send(event)
+            };
+            match sent {
+                Ok(()) => self.waiting_weight -= weight,
                 Err(TrySendError::Full(event) | TrySendError::Disconnected(event)) => {
+                    self.on_the_way.fetch_sub(weight, Ordering::Relaxed);
                     self.waiting.push_front(event);
                     break;
                 }
@@ -126,8 +203,8 @@ mod tests {
 
     use super::*;
     use crate::base::WorkloadId;
-    use crate::event::{CpuTimes, PackageTime, Sample};
-    use crate::recording::tests::{header_of, workload};
+    use crate::event::{CpuTimes, PackageTime};
+    use crate::recording::tests::{gpu, header_of, workload};
 
     fn sample(ns: u64) -> Event {
         let workloads = vec![(WorkloadId(1), ns)];
@@ -151,25 +228,21 @@ mod tests {
         assert_eq!(fs::read_to_string(file.path()).unwrap().lines().count(), 4);
     }
 
-    #[test]
-    fn a_stalled_disk_joins_samples_and_loses_no_time() {
+    /// A recording that nobody reads yet, and its other end.
+    fn stalled() -> (Background, fs::File) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("fifo");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        // A reader that does not read yet.
         let reader = std::thread::spawn({
             let path = path.clone();
             move || fs::File::open(path).unwrap()
         });
-        let mut background = Background::start(Recorder::create(&path).unwrap()).unwrap();
-        let mut reader = reader.join().unwrap();
-        background.write(&header()).unwrap();
-        background.write(&workload("a")).unwrap();
-        const SAMPLES: u64 = 20_000;
-        for ns in 1..=SAMPLES {
-            background.write(&sample(ns)).unwrap();
-        }
-        assert!(background.joined_samples() > SAMPLES / 2, "{}", background.joined_samples());
+        let background = Background::start(Recorder::create(&path).unwrap()).unwrap();
+        (background, reader.join().unwrap())
+    }
+
+    /// What is written once the other end is read.
+    fn lines(background: Background, mut reader: fs::File) -> Vec<serde_json::Value> {
         let text = std::thread::spawn(move || {
             let mut text = String::new();
             std::io::Read::read_to_string(&mut reader, &mut text).unwrap();
@@ -177,9 +250,86 @@ mod tests {
         });
         background.finish(Duration::from_secs(20)).unwrap();
         let text = text.join().unwrap();
-        let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_stalled_disk_joins_samples_and_loses_no_time() {
+        let (mut background, reader) = stalled();
+        background.write(&header()).unwrap();
+        background.write(&workload("a")).unwrap();
+        const SAMPLES: u64 = 20_000;
+        for ns in 1..=SAMPLES {
+            background.write(&sample(ns)).unwrap();
+        }
+        assert!(background.joined_samples() > SAMPLES / 2, "{}", background.joined_samples());
+        let lines = lines(background, reader);
+        let last = lines.last().unwrap();
         assert_eq!(last["mono_ns"], SAMPLES);
         assert_eq!(last["cpu"]["packages"][0]["workloads"][0][1], SAMPLES);
+    }
+
+    #[test]
+    fn samples_with_gpu_windows_between_them_are_joined_behind_these() {
+        let (mut background, reader) = stalled();
+        background.write(&header()).unwrap();
+        background.write(&workload("a")).unwrap();
+        const SAMPLES: u64 = 20_000;
+        for ns in 1..=SAMPLES {
+            background.write(&gpu(ns as f64, 1)).unwrap();
+            background.write(&sample(ns)).unwrap();
+        }
+        assert!(background.joined_samples() > SAMPLES / 2, "{}", background.joined_samples());
+        let lines = lines(background, reader);
+        let gpus: Vec<_> = lines.iter().filter_map(|line| line["millijoules"].as_f64()).collect();
+        assert_eq!(gpus, (1..=SAMPLES).map(|ns| ns as f64).collect::<Vec<_>>());
+        // As they were told: what the driver told by then is before each sample.
+        let mut told = 0.0;
+        for line in &lines {
+            told = line["millijoules"].as_f64().unwrap_or(told);
+            if let Some(ns) = line["mono_ns"].as_u64() {
+                assert_eq!(told, ns as f64);
+            }
+        }
+        assert_eq!(lines.last().unwrap()["mono_ns"], SAMPLES);
+    }
+
+    #[test]
+    fn the_first_sample_stays_where_the_run_begins() {
+        let (mut background, reader) = stalled();
+        background.write(&header()).unwrap();
+        for _ in 0..20_000 {
+            background.write(&workload("a")).unwrap();
+        }
+        (1..=5).for_each(|ns| background.write(&sample(ns)).unwrap());
+        let samples = lines(background, reader).into_iter();
+        let samples: Vec<_> = samples.filter_map(|line| line["mono_ns"].as_u64()).collect();
+        assert_eq!(samples, [1, 5]);
+    }
+
+    #[test]
+    fn what_waits_is_bounded_by_what_it_weighs() {
+        let (mut background, _reader) = stalled();
+        background.write(&header()).unwrap();
+        background.write(&workload("a")).unwrap();
+        let workloads = vec![(WorkloadId(1), u64::MAX); 10_000];
+        let Event::Sample(mut large) = sample(1) else { unreachable!() };
+        large.cpu.packages[0].workloads = workloads;
+        let mut written = 0;
+        // Nothing of this can be joined.
+        let error = loop {
+            large.mono_ns += 1;
+            written += 1;
+            let message = written.to_string();
+            let warned = background.write(&Event::Warning { message });
+            if let Err(error) =
+                warned.and_then(|()| background.write(&Event::Sample(large.clone())))
+            {
+                break error;
+            }
+        };
+        assert!(matches!(error, Incomplete::TooSlow), "{error}");
+        assert!(written * 10_000 < 2 * MOST_WAITING, "{written}");
     }
 
     #[test]

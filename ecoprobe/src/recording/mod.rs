@@ -303,7 +303,7 @@ pub(super) mod tests {
         }
     }
 
-    fn sample(mono_ns: u64, workloads: usize) -> Event {
+    pub(in crate::recording) fn sample(mono_ns: u64, workloads: usize) -> Event {
         let reading = Reading { mono_ns, count: u64::MAX };
         let cpu = times(workloads, u64::MAX);
         Event::Sample(Sample { energy: vec![Some(reading)], ..sample_of(mono_ns, cpu) })
@@ -330,7 +330,7 @@ pub(super) mod tests {
         })
     }
 
-    fn gpu(millijoules: f64, id: u64) -> Event {
+    pub(in crate::recording) fn gpu(millijoules: f64, id: u64) -> Event {
         let user = if id == 0 { User::Other } else { User::Workload(WorkloadId(id)) };
         let usage = GpuUsage { user, weight: 5e-324, busy_seconds: None, holds: true };
         Event::Gpu(GpuWindow {
@@ -452,6 +452,11 @@ pub(super) mod tests {
         let line = |event: &Event| String::from_utf8(super::line(event).unwrap()).unwrap() + "\n";
         let start = line(&Event::Header(Box::new(header_of(1, 500.0)))) + &line(&workload("a"));
         let rows = |cpu, energy| line(&Event::Sample(Sample { energy, ..sample_of(5, cpu) }));
+        let bad_gpu = |mangle: fn(&mut GpuWindow)| {
+            let Event::Gpu(mut window) = gpu(1.0, 1) else { unreachable!() };
+            mangle(&mut window);
+            line(&Event::Gpu(window))
+        };
         for (bad, reason) in [
             ("garbage\n".to_owned(), "expected value"),
             ("\n".to_owned(), "it is empty"),
@@ -466,6 +471,10 @@ pub(super) mod tests {
             (line(&Event::Ended { id: WorkloadId(9) }), "was not introduced"),
             (line(&gpu(1.0, 3)), "was not introduced"),
             (line(&gpu(-1.0, 1)), "no amount"),
+            (bad_gpu(|window| window.lost_weight = -1.0), "no amount"),
+            (bad_gpu(|window| window.resolution_ms = Some(-1.0)), "no amount"),
+            (bad_gpu(|window| window.mean_power_w = Some(-1.0)), "no amount"),
+            (line(&Event::Ended { id: WorkloadId(1) }) + &line(&sample(1, 1)), "has ended"),
             (line(&Event::Header(Box::new(header_of(1, 1.0)))), "a second header"),
         ] {
             let text = format!("{start}{bad}{}", line(&workload("b")));
@@ -477,6 +486,8 @@ pub(super) mod tests {
         for (mangle, reason) in [
             ((|header| header.domains[0].package = 1) as fn(&mut Header), "line 1"),
             (|header| header.domains.push(header.domains[0].clone()), "there twice"),
+            (|header| header.domains[0].component = Component::Gpu, "line 1 makes no sense"),
+            (|header| header.domains[0].joules_per_count = 1e300, "more joules than there are"),
             (|header| header.settings.pue = Some(0.9), "a PUE below 1"),
             (|header| header.settings.price = Some(-1.0), "no amount"),
         ] {

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::base::{User, WorkloadId};
+use crate::base::{Component, User, WorkloadId};
 use crate::event::{Event, GpuWindow, Header, Sample};
 
 pub(super) const UNKNOWN_GPU_USER: &str = "GPU usage of a workload that was not introduced";
@@ -13,7 +13,10 @@ pub(super) const UNKNOWN_GPU_USER: &str = "GPU usage of a workload that was not 
 pub(super) struct Shape {
     /// Packages and domains; `None` before the header.
     header: Option<(usize, usize)>,
-    workloads: HashSet<WorkloadId>,
+    /// Those that have not ended. Ids ascend, so the highest tells of the others whether they were
+    /// introduced.
+    living: HashSet<WorkloadId>,
+    highest: u64,
     /// Of the newest sample.
     mono_ns: Option<u64>,
 }
@@ -28,12 +31,14 @@ impl Shape {
                 if workload.id == WorkloadId(0) {
                     return Err("a workload whose id is 0".into());
                 }
-                self.workloads.insert(workload.id);
+                self.living.insert(workload.id);
+                self.highest = self.highest.max(workload.id.0);
             }
             (Event::Ended { id }, _) => {
-                if !self.workloads.contains(id) {
+                if !self.was_introduced(*id) {
                     return Err("the end of a workload that was not introduced".into());
                 }
+                self.living.remove(id);
             }
             (Event::Sample(sample), Some((packages, domains))) => {
                 self.check_sample(sample, packages, domains)?;
@@ -61,8 +66,9 @@ impl Shape {
         }
         let times = sample.cpu.packages.iter().chain([&sample.cpu.unplaced]);
         let mut ids = times.flat_map(|time| &time.workloads).map(|(id, _)| id);
-        if ids.any(|id| !self.workloads.contains(id)) {
-            return Err("CPU time of a workload that was not introduced".into());
+        if let Some(id) = ids.find(|id| !self.living.contains(id)) {
+            let why = if self.was_introduced(*id) { "has ended" } else { "was not introduced" };
+            return Err(format!("CPU time of a workload that {why}"));
         }
         if self.mono_ns.is_some_and(|before| sample.mono_ns <= before) {
             return Err("it is no later than the sample before it".into());
@@ -70,15 +76,22 @@ impl Shape {
         Ok(())
     }
 
+    fn was_introduced(&self, id: WorkloadId) -> bool {
+        (1..=self.highest).contains(&id.0)
+    }
+
     fn check_gpu(&self, window: &GpuWindow) -> Result<(), String> {
         if window.to_ns < window.from_ns {
             return Err("a GPU window that ends before it begins".into());
         }
-        if !is_amount(window.millijoules) || !window.busy.is_none_or(is_amount) {
+        let optional = [window.busy, window.resolution_ms, window.mean_power_w];
+        let amounts = [window.millijoules, window.lost_weight].into_iter();
+        if !amounts.chain(optional.into_iter().flatten()).all(is_amount) {
             return Err("a GPU window with a figure that is no amount".into());
         }
         for usage in &window.usage {
-            if matches!(usage.user, User::Workload(id) if !self.workloads.contains(&id)) {
+            // Drivers tell late, of those who have ended too.
+            if matches!(usage.user, User::Workload(id) if !self.was_introduced(id)) {
                 return Err(UNKNOWN_GPU_USER.into());
             }
             if !is_amount(usage.weight) || !usage.busy_seconds.is_none_or(is_amount) {
@@ -101,6 +114,13 @@ fn check_header(header: &Header) -> Result<(), String> {
         if !is_amount(domain.joules_per_count) || domain.joules_per_count == 0.0 {
             return Err(format!("{name} has no joules per count"));
         }
+        if domain.component == Component::Gpu {
+            return Err(format!("{name} is a GPU's: those have no counter here"));
+        }
+        let most = domain.range.unwrap_or(u64::MAX) as f64 * domain.joules_per_count;
+        if !is_amount(most) {
+            return Err(format!("{name} can count more joules than there are"));
+        }
         // JSON knows no infinity: it would be read back as a missing figure.
         if !is_amount(domain.max_watts) || domain.range == Some(0) {
             return Err(format!("{name} has a limit that is no amount"));
@@ -120,4 +140,28 @@ fn check_header(header: &Header) -> Result<(), String> {
 
 pub(super) fn is_amount(value: f64) -> bool {
     value.is_finite() && value >= 0.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Workload;
+    use crate::recording::tests::{gpu, header_of, sample, workload};
+
+    #[test]
+    fn workloads_that_ended_are_forgotten_and_their_gpu_time_may_still_come() {
+        let mut shape = Shape::default();
+        shape.check(&Event::Header(Box::new(header_of(1, 500.0)))).unwrap();
+        let Event::Workload(one) = workload("a") else { unreachable!() };
+        for id in 1..=1000 {
+            shape.check(&Event::Workload(Workload { id: WorkloadId(id), ..one.clone() })).unwrap();
+            shape.check(&Event::Ended { id: WorkloadId(id) }).unwrap();
+            assert!(shape.living.is_empty(), "{id}");
+        }
+        shape.check(&gpu(1.0, 7)).unwrap();
+        shape.check(&gpu(1.0, 1001)).unwrap_err();
+        // One that comes back.
+        shape.check(&workload("a")).unwrap();
+        shape.check(&sample(1, 1)).unwrap();
+    }
 }

@@ -8,7 +8,9 @@ mod tests;
 use crate::base::own::Own;
 use crate::base::{Component, Joules, Seconds, WorkloadId};
 use crate::carbon;
-use crate::energy::books::{Bill, Books, Known, Member, Sums, Totals, WindowSums};
+use crate::energy::books::{
+    Bill, Books, Coverage, Covered, Known, Member, Sums, Totals, WindowSums,
+};
 use crate::energy::model::StaticPower;
 use crate::event::settings::IdlePolicy;
 use crate::event::sources::StaticPowerKind;
@@ -16,10 +18,6 @@ use report::{
     Books as ComponentBooks, Node, REPORT_SCHEMA, Report, Sources, StaticPowerSource, Window,
     WindowReport, WindowWorkload, WorkloadEnergy, WorkloadGpu, WorkloadReport,
 };
-
-/// Less CPU time than this outside of every counter is not worth a word: of all, and at least.
-const UNCOVERED_PART: f64 = 0.001;
-const UNCOVERED: Seconds = Seconds(0.001);
 
 /// The report of the run so far, with everything posted as it is known now.
 pub(crate) fn report(books: &mut Books, own: Own) -> Report {
@@ -29,13 +27,14 @@ pub(crate) fn report(books: &mut Books, own: Own) -> Report {
     let totals = books.totals();
     let run = books.length();
     let mut workloads_j = [Joules(0.0); Component::COUNT];
+    let covered = books.covered();
     let members = books.roster().members();
     let workloads = members.iter().map(|(id, member)| {
         let bills = books.bills(*id);
         for (sum, bill) in workloads_j.iter_mut().zip(&bills) {
             *sum += bill.dynamic + bill.idle;
         }
-        workload(books, *id, member, &totals, &bills, run)
+        workload(books, *id, member, &covered, &totals, &bills, run)
     });
     let workloads: Vec<_> = workloads.collect();
     Report {
@@ -54,13 +53,22 @@ fn workload(
     books: &Books,
     id: WorkloadId,
     member: &Member,
+    covered: &Covered<'_>,
     totals: &Totals,
     bills: &[Bill; Component::COUNT],
     run: Seconds,
 ) -> WorkloadReport {
     let settings = &books.header().settings;
     let measured = Component::ALL.map(|component| {
-        totals[component as usize].measured.is_some() && !is_uncovered(member, component)
+        let index = component as usize;
+        let known = match component {
+            Component::Gpu => {
+                let told = || books.gpus_told().map(|(_, told)| !told.is_none());
+                gpu_is_known(&bills[index], told().any(|told| told), told().any(|told| !told))
+            }
+            _ => !covered.of(component, member.times()).is_none(),
+        };
+        totals[index].measured.is_some() && known
     });
     let energy_j = energy(books, measured, bills);
     let pue = settings.pue.unwrap_or(1.0);
@@ -81,7 +89,7 @@ fn workload(
         cpu_seconds: Seconds::from_ns(member.cpu_ns).0,
         gpu_seconds: books.gpu_seconds(id),
         energy_j,
-        partial: partial(books, member),
+        partial: partial(books, covered, member),
         mean_power_w: mean_power(energy_j.total, run),
         emissions_g: billed(settings.carbon_intensity, carbon::emissions_grams),
         cost: billed(settings.price, carbon::cost),
@@ -89,38 +97,30 @@ fn workload(
     }
 }
 
-/// All of its CPU time was where no counter of that component is: its figure is not 0, it is not known.
-fn is_uncovered(member: &Member, component: Component) -> bool {
-    let coverage = member.coverage[component as usize];
-    coverage.covered_ns == 0 && coverage.uncovered_ns > 0
-}
-
 /// What a workload's energy leaves out, and why.
-fn partial(books: &Books, member: &Member) -> Option<String> {
-    let total = Seconds::from_ns(member.cpu_ns);
-    let worth_saying = |ns: u64| {
-        let time = Seconds::from_ns(ns);
-        time >= UNCOVERED && time.0 >= UNCOVERED_PART * total.0
-    };
-    let uncovered = books.roster().uncovered(member).filter(|(_, ns)| worth_saying(*ns));
-    let mut left_out: Vec<String> = uncovered
-        .map(|(place, ns)| {
-            let time = Seconds::from_ns(ns);
-            let place = place.map_or_else(
-                || "CPUs whose package is not known".to_owned(),
-                |package| format!("{package}, which has no energy counter"),
-            );
-            format!("{:.3} of {:.3} CPU-seconds were on {place}", time.0, total.0)
+fn partial(books: &Books, covered: &Covered<'_>, member: &Member) -> Option<String> {
+    let without = |ns| Coverage::without(ns, member.cpu_ns);
+    let left_out = covered.left_out(member).map(|(place, ns)| (place, without(ns)));
+    let left_out = left_out.filter(|(_, coverage)| coverage.is_partial());
+    let mut left_out: Vec<String> = left_out
+        .map(|(place, time)| {
+            let (uncovered, total) = (time.uncovered().0, time.total().0);
+            format!("{uncovered:.3} of {total:.3} CPU-seconds were on {place}")
         })
         .collect();
-    let dram = member.coverage[Component::Dram as usize];
-    if left_out.is_empty() && worth_saying(dram.uncovered_ns) {
+    let dram = covered.of(Component::Dram, member.times());
+    if left_out.is_empty() && dram.is_partial() {
         left_out.push(format!(
             "{:.3} of {:.3} CPU-seconds were on packages whose memory has no energy counter",
-            Seconds::from_ns(dram.uncovered_ns).0,
-            total.0
+            dram.uncovered().0,
+            dram.total().0
         ));
     }
+    let gpus = books.gpus_told().filter(|(_, told)| told.is_partial());
+    left_out.extend(gpus.map(|(uuid, told)| {
+        let (unknown, total) = (told.uncovered().0, told.total().0);
+        format!("who used {uuid} is not known for {unknown:.3} of {total:.3} s")
+    }));
     (!left_out.is_empty()).then(|| left_out.join("; "))
 }
 
@@ -143,7 +143,7 @@ fn energy(
         IdlePolicy::Separate => None,
     };
     let (cpu, dram) = (dynamic(Component::Cpu), dynamic(Component::Dram));
-    let gpu = dynamic(Component::Gpu).filter(|_| books.gpu_users_known());
+    let gpu = dynamic(Component::Gpu);
     let total = sum([cpu, dram, gpu, idle_share]);
     WorkloadEnergy { cpu, dram, gpu, idle_share, total }
 }
@@ -179,19 +179,29 @@ pub(crate) fn window(books: &Books) -> Option<WindowReport> {
         }
     });
     let mut workloads_j = [Joules(0.0); Component::COUNT];
+    let covered = books.covered_in(window);
     let members = books.roster().members();
-    let workloads = members.iter().map(|(id, member)| {
+    // Those that have ended would be rows of zeros for good.
+    let members = members.iter().filter(|(id, member)| !member.has_ended() || window.has(*id));
+    let workloads = members.map(|(id, member)| {
         let bills = window.workloads.get(id).copied().unwrap_or_default();
         for (sum, bill) in workloads_j.iter_mut().zip(&bills) {
             *sum += bill.dynamic + bill.idle;
         }
         let measured = Component::ALL.map(|component| {
-            totals[component as usize].measured.is_some() && !is_uncovered(member, component)
+            let index = component as usize;
+            let bill = &bills[index];
+            let known = match component {
+                Component::Gpu => gpu_is_known(bill, window.gpu_users, window.unknown_gpu_users),
+                // What was billed may be of a window before this one.
+                _ => bill.is_some() || !covered.of(component, window.times(*id)).is_none(),
+            };
+            totals[index].measured.is_some() && known
         });
         let energy_j = energy(books, measured, &bills);
         WindowWorkload {
             name: member.workload.name.clone(),
-            cpu_seconds: window.cpu_ns.get(id).copied().unwrap_or(0) as f64 * 1e-9,
+            cpu_seconds: window.times(*id).map(|(_, ns)| ns as f64).sum::<f64>() * 1e-9,
             energy_j,
             mean_power_w: window_power(window, energy_j),
         }
@@ -246,6 +256,12 @@ fn static_power(books: &Books) -> StaticPowerSource {
         source.kind = found.unwrap_or(StaticPowerKind::None);
     }
     source
+}
+
+/// Whether a workload's GPU figures are known, where the users of some devices were told, and those of
+/// others were not: who is billed for none may have used one of these.
+fn gpu_is_known(bill: &Bill, told: bool, unknown: bool) -> bool {
+    told && (bill.is_some() || !unknown)
 }
 
 /// The sum of what is there; `None` if nothing is.

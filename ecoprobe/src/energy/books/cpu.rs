@@ -56,7 +56,7 @@ impl PackageUsage {
                 if gained > 0 {
                     users.push((User::Workload(id), gained as f64));
                     if let Some(recent) = &mut recent {
-                        recent.ran(id, gained);
+                        recent.ran(id, place, gained);
                     }
                 }
             }
@@ -105,6 +105,55 @@ impl Estimated {
     }
 }
 
+/// Who ran since the counter's last good reading, where that is not the sample before.
+#[derive(Debug, Default)]
+struct Awaiting {
+    /// Up to the suspect reading and after it: which of the two the next energy begins with is not
+    /// known before it comes.
+    before: Gathered,
+    after: Gathered,
+    /// When the suspect was read.
+    suspect_ns: Option<u64>,
+}
+
+impl Awaiting {
+    fn is_empty(&self) -> bool {
+        self.before.is_empty() && self.after.is_empty() && self.suspect_ns.is_none()
+    }
+
+    fn clear(&mut self) {
+        self.before.clear();
+        self.after.clear();
+        self.suspect_ns = None;
+    }
+
+    /// The counter says nothing of the newest sample, for now.
+    fn add(&mut self, counter: &Counter, reading: Option<Reading>, users: &[(User, f64)]) {
+        let read_ns = reading.map(|reading| reading.mono_ns);
+        let (base_ns, suspect_ns) = counter.starts();
+        if suspect_ns.is_some() && suspect_ns == read_ns {
+            self.before.take(&mut self.after);
+            self.before.add(users);
+            self.suspect_ns = suspect_ns;
+        } else if base_ns.is_none() || base_ns == read_ns {
+            // Energy from before this reading will not come any more.
+            self.clear();
+        } else {
+            self.after.add(users);
+        }
+    }
+
+    /// Who ran since an energy began, up to the newest sample, whose users are `newest`.
+    fn since(mut self, from_ns: u64, newest: &[(User, f64)]) -> Gathered {
+        if self.suspect_ns.is_none_or(|suspect_ns| from_ns < suspect_ns) {
+            self.before.take(&mut self.after);
+            self.after = self.before;
+        }
+        self.after.add(newest);
+        self.after
+    }
+}
+
 /// One domain of the CPU side: its source, its model and its ledger.
 #[derive(Debug)]
 pub(super) struct CpuDomain {
@@ -112,10 +161,7 @@ pub(super) struct CpuDomain {
     source: Source,
     pub(super) model: PowerModel,
     pub(super) ledger: DomainLedger,
-    /// Who ran since the counter's last good reading, where that is not the sample before, and when
-    /// the newest of these samples was.
-    gathered: Gathered,
-    gathered_ns: u64,
+    awaiting: Awaiting,
     /// The kind of static power, where it was known beforehand.
     beforehand: Option<StaticPowerKind>,
 }
@@ -141,8 +187,7 @@ impl CpuDomain {
             source,
             model: PowerModel::new(watts, Grain::RAPL),
             ledger: DomainLedger::new(watts),
-            gathered: Gathered::default(),
-            gathered_ns: 0,
+            awaiting: Awaiting::default(),
             beforehand,
         }
     }
@@ -171,44 +216,47 @@ impl CpuDomain {
         at_ns: u64,
         reading: Option<Reading>,
         users: &[(User, f64)],
+        roster: &Roster,
         idle_to: IdleTo,
         recent: Option<&mut Recent>,
     ) {
         let outcome = match &mut self.source {
             Source::Counter(counter) => counter.advance(&self.domain, at_ns, reading),
             Source::Estimate(estimated) => {
-                // Exact: a window's nanoseconds are far below 2^53.
-                let busy_ns = users.iter().map(|(_, ns)| *ns as u64).sum();
+                // Exact: a window's nanoseconds are far below 2^53, or the recording makes them up.
+                let busy_ns = users.iter().map(|(_, ns)| *ns as u64);
+                let busy_ns = busy_ns.fold(0, u64::saturating_add);
                 estimated.advance(self.domain.package, at_ns, busy_ns)
             }
         };
         match outcome {
-            Outcome::First => self.gathered.clear(),
+            Outcome::First => self.awaiting.clear(),
             Outcome::Missing(_) => {
-                self.gathered.add(users);
-                self.gathered_ns = at_ns;
+                if let Source::Counter(counter) = &self.source {
+                    self.awaiting.add(counter, reading, users);
+                }
             }
             Outcome::Energy { from_ns, to_ns, joules } => {
                 let time = Seconds::from_ns(to_ns.saturating_sub(from_ns));
                 let window = Window { energy: joules, time };
-                let mut gathered = std::mem::take(&mut self.gathered);
-                // What was gathered before the span began is of one whose energy is not known.
-                if gathered.is_empty() || from_ns >= self.gathered_ns {
+                if self.awaiting.is_empty() {
                     return self.enter(window, users, idle_to, recent);
                 }
-                gathered.add(users);
-                self.enter(window, gathered.users(), idle_to, recent);
+                let mut gathered = std::mem::take(&mut self.awaiting).since(from_ns, users);
+                self.enter(window, gathered.users(|user| roster.row(user)), idle_to, recent);
             }
         }
     }
 
     /// There will be no more readings: what still waited for another one is believed now.
-    pub(super) fn finish(&mut self, idle_to: IdleTo, recent: Option<&mut Recent>) {
+    pub(super) fn finish(&mut self, roster: &Roster, idle_to: IdleTo, recent: Option<&mut Recent>) {
         let Source::Counter(counter) = &mut self.source else { return };
         if let Some(Outcome::Energy { from_ns, to_ns, joules }) = counter.finish(&self.domain) {
             let time = Seconds::from_ns(to_ns.saturating_sub(from_ns));
-            let mut gathered = std::mem::take(&mut self.gathered);
-            self.enter(Window { energy: joules, time }, gathered.users(), idle_to, recent);
+            // It ends with the suspect.
+            let mut gathered = std::mem::take(&mut self.awaiting).before;
+            let users = gathered.users(|user| roster.row(user));
+            self.enter(Window { energy: joules, time }, users, idle_to, recent);
         }
     }
 
@@ -231,6 +279,7 @@ impl CpuDomain {
         });
         if let Some(recent) = recent.filter(|_| !self.ledger.is_dead()) {
             recent.measured(component, window.energy);
+            recent.covered(component, self.domain.package);
         }
     }
 

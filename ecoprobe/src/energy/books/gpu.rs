@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::coverage::Coverage;
 use super::roster::Roster;
 use super::window::Recent;
-use super::{Known, given_static_power};
+use super::{Clock, Known, given_static_power};
 use crate::base::{Component, Joules, Seconds, User};
 use crate::energy::attribute::{IdleTo, Window};
 use crate::energy::ledger::DomainLedger;
@@ -29,7 +30,8 @@ pub(super) struct GpuDomain {
     /// How much of its time was told of since the newest window of the run ended, and when that was.
     covered: Seconds,
     users: BTreeMap<User, Use>,
-    users_known: bool,
+    /// Time of which it is told who used the device, and of which it is not.
+    told: Coverage,
     /// Joules of windows in which somebody used the device, and the part of them whose users
     /// cannot be told.
     used_joules: f64,
@@ -82,7 +84,7 @@ impl GpuDomain {
             refused: 0,
             covered: Seconds(0.0),
             users: BTreeMap::new(),
-            users_known: false,
+            told: Coverage::default(),
             used_joules: 0.0,
             lost_joules: 0.0,
         }
@@ -99,7 +101,7 @@ impl GpuDomain {
 
     /// Takes a window of the driver. One that runs backwards, overlaps the one before or has no
     /// sane energy is refused: a joule missing is better than one billed twice.
-    pub(super) fn take(&mut self, window: &GpuWindow, roster: &Roster) {
+    pub(super) fn take(&mut self, window: &GpuWindow) {
         let joules = window.millijoules * 1e-3;
         let sane = |value: &f64| value.is_finite() && *value >= 0.0;
         if !sane(&joules) || window.to_ns <= window.from_ns || window.from_ns < self.taken_ns {
@@ -107,19 +109,11 @@ impl GpuDomain {
             return;
         }
         self.taken_ns = window.to_ns;
-        // Time of a workload that nobody spoke of is nobody's.
-        let known = |user| match user {
-            User::Workload(id) if !roster.has(id) => User::Other,
-            user => user,
-        };
         let told = !window.unknown_users;
         let usage = if told { &window.usage[..] } else { &[] };
         let users = usage.iter().filter(|one| sane(&one.weight));
-        let mut holders: Vec<User> =
-            usage.iter().filter(|one| one.holds).map(|one| known(one.user)).collect();
-        holders.sort_unstable();
-        holders.dedup();
-        let busy = usage.iter().map(|one| (known(one.user), one.busy_seconds.filter(sane)));
+        let holders = usage.iter().filter(|one| one.holds).map(|one| one.user);
+        let busy = usage.iter().map(|one| (one.user, one.busy_seconds.filter(sane)));
         let nobody = told && usage.is_empty() && window.lost_weight == 0.0;
         let length = Seconds::from_ns(window.to_ns - window.from_ns).0;
         let resolution = window.resolution_ms.filter(|ms| ms.is_finite()).unwrap_or(0.0) * 1e-3;
@@ -132,9 +126,9 @@ impl GpuDomain {
             load: window.busy.filter(sane).or(nobody.then_some(0.0)),
             method: window.method,
             users_known: told,
-            users: users.map(|one| (known(one.user), one.weight)).collect(),
+            users: users.map(|one| (one.user, one.weight)).collect(),
             untold: if told && sane(&window.lost_weight) { window.lost_weight } else { 0.0 },
-            holders,
+            holders: holders.collect(),
             busy_seconds: busy.collect(),
         });
     }
@@ -143,11 +137,12 @@ impl GpuDomain {
     /// driver's window: it says nothing finer.
     pub(super) fn settle(
         &mut self,
-        first_ns: u64,
-        newest_ns: u64,
+        clock: Clock,
+        roster: &Roster,
         idle_to: IdleTo,
         mut recent: Option<&mut Recent>,
     ) {
+        let Clock { first_ns, newest_ns } = clock;
         while let Some(stretch) = self.ahead.front_mut() {
             let from_ns = stretch.from_ns.max(first_ns);
             let to_ns = stretch.to_ns.min(newest_ns);
@@ -160,6 +155,7 @@ impl GpuDomain {
                     None => self.model.pass_over(window),
                 }
                 let power = self.model.static_power().watts();
+                stretch.place(roster);
                 self.ledger.enter(window, stretch.usage(), power, idle_to, |posting| {
                     if let Some(recent) = &mut recent {
                         recent.post(Component::Gpu, posting);
@@ -170,13 +166,13 @@ impl GpuDomain {
                     self.used_joules += window.energy.0;
                     self.lost_joules += window.energy.0 * lost;
                 }
-                self.users_known |= stretch.users_known;
+                self.told.add(to_ns - from_ns, stretch.users_known);
                 if let Some(recent) = &mut recent {
                     if !self.ledger.is_dead() {
                         recent.measured(Component::Gpu, window.energy);
                     }
                     self.covered += time;
-                    recent.gpu(self.covered, stretch.resolution);
+                    recent.gpu(self.covered, stretch.resolution, stretch.users_known);
                 }
                 stretch.from_ns = to_ns;
             }
@@ -208,15 +204,15 @@ impl GpuDomain {
         }
     }
 
-    /// True if it was ever known who used the device.
-    pub(super) fn users_known(&self) -> bool {
-        self.users_known
+    /// Time of which it is told who used the device.
+    pub(super) fn told(&self) -> Coverage {
+        self.told
     }
 
     /// Seconds that a user kept the device busy; `None` if that could not be had.
     pub(super) fn busy_seconds(&self, user: User) -> Option<f64> {
         match self.users.get(&user) {
-            _ if !self.users_known => None,
+            _ if self.told.is_none() => None,
             None => Some(0.0),
             Some(one) if one.busy_unknown => None,
             Some(one) => Some(one.busy_seconds),
@@ -256,6 +252,17 @@ impl GpuDomain {
 impl Stretch {
     fn usage(&self) -> Usage<'_> {
         Usage { users: &self.users, untold: self.untold, holders: &self.holders }
+    }
+
+    /// Puts those who are billed in the place of those who used the device.
+    fn place(&mut self, roster: &Roster) {
+        let users = self.users.iter_mut().map(|(user, _)| user);
+        let busy = self.busy_seconds.iter_mut().map(|(user, _)| user);
+        for user in users.chain(busy).chain(&mut self.holders) {
+            *user = roster.row(*user);
+        }
+        self.holders.sort_unstable();
+        self.holders.dedup();
     }
 
     /// The share of those who cannot be told; `None` if nobody used the device.

@@ -3,6 +3,7 @@
 //! They keep the counters' differences and the accounts, and nothing else: no clock, no I/O and no
 //! randomness. The same events give the same books to the byte, which is all that `replay` is.
 
+mod coverage;
 mod cpu;
 mod gpu;
 mod roster;
@@ -13,6 +14,7 @@ mod window;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+pub(crate) use self::coverage::{Coverage, Covered};
 pub(crate) use self::roster::{Member, Roster};
 pub(crate) use self::totals::{Sums, Totals};
 pub(crate) use self::window::WindowSums;
@@ -75,7 +77,7 @@ impl Books {
         let devices = &header.sources.gpu_energy.devices;
         let gpus = devices.iter().map(|device| GpuDomain::new(&device.uuid, &header)).collect();
         Self {
-            roster: Roster::new(&header),
+            roster: Roster::default(),
             usage: PackageUsage::new(header.packages.len()),
             cpu,
             gpus,
@@ -153,11 +155,11 @@ impl Books {
         for (index, domain) in self.cpu.iter_mut().enumerate() {
             let reading = sample.energy.get(index).copied().flatten();
             let users = self.usage.of(domain.package());
-            domain.advance(now, reading, users, idle_to, self.recent.as_mut());
+            domain.advance(now, reading, users, &self.roster, idle_to, self.recent.as_mut());
         }
         let idle_to = self.gpu_idle_to();
         for gpu in &mut self.gpus {
-            gpu.settle(clock.first_ns, clock.newest_ns, idle_to, self.recent.as_mut());
+            gpu.settle(clock, &self.roster, idle_to, self.recent.as_mut());
         }
         let ends = sample.ends_window && !first;
         if let Some(recent) = self.recent.as_mut().filter(|_| ends) {
@@ -177,9 +179,9 @@ impl Books {
             self.gpus.len() - 1
         });
         let gpu = &mut self.gpus[index];
-        gpu.take(window, &self.roster);
+        gpu.take(window);
         if let Some(clock) = self.clock {
-            gpu.settle(clock.first_ns, clock.newest_ns, idle_to, self.recent.as_mut());
+            gpu.settle(clock, &self.roster, idle_to, self.recent.as_mut());
         }
     }
 
@@ -192,7 +194,7 @@ impl Books {
     pub(crate) fn finish(&mut self) {
         let idle_to = idle_to(self.header.settings.idle);
         for domain in &mut self.cpu {
-            domain.finish(idle_to, self.recent.as_mut());
+            domain.finish(&self.roster, idle_to, self.recent.as_mut());
         }
     }
 

@@ -1,11 +1,11 @@
 //! Everybody who is or was billed in this run.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use rustc_hash::FxHashMap;
 
-use crate::base::{Component, WorkloadId};
-use crate::event::{Header, Workload, WorkloadKind};
+use crate::base::{User, WorkloadId};
+use crate::event::{Workload, WorkloadKind};
 
 /// How many workloads that have ended are kept apart. Of more, the oldest become one.
 const MOST_ENDED: usize = 4096;
@@ -13,80 +13,58 @@ const MOST_ENDED: usize = 4096;
 /// Those that ended long ago, together. No workload has this id.
 const FOLDED: WorkloadId = WorkloadId(0);
 
-/// CPU time that no energy counter covers, nanoseconds.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Coverage {
-    pub(crate) covered_ns: u64,
-    pub(crate) uncovered_ns: u64,
-}
-
 /// One workload, and its CPU time.
 #[derive(Debug, Clone)]
 pub(crate) struct Member {
     pub(crate) workload: Workload,
     /// All packages together, nanoseconds.
     pub(crate) cpu_ns: u64,
-    /// By component.
-    pub(crate) coverage: [Coverage; Component::COUNT],
-    /// Where its time was that no CPU energy counter covers: by package; the last one stands for CPUs
-    /// whose package is not known.
-    uncovered_ns: Vec<u64>,
-    /// The highest CPU time seen, by package as above.
+    /// By package; the last one stands for CPUs whose package is not known.
+    times_ns: Vec<u64>,
+    /// The highest CPU time seen, likewise.
     seen_ns: Vec<u64>,
     ended: bool,
 }
 
 impl Member {
     fn new(workload: Workload) -> Self {
-        Self {
-            workload,
-            cpu_ns: 0,
-            coverage: Default::default(),
-            uncovered_ns: Vec::new(),
-            seen_ns: Vec::new(),
-            ended: false,
-        }
+        Self { workload, cpu_ns: 0, times_ns: Vec::new(), seen_ns: Vec::new(), ended: false }
+    }
+
+    /// Nothing more will come for it, so far as is known now.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended || self.workload.kind == WorkloadKind::Ended
     }
 
     fn take(&mut self, other: &Self) {
-        self.cpu_ns += other.cpu_ns;
-        for (sum, more) in self.coverage.iter_mut().zip(&other.coverage) {
-            sum.covered_ns += more.covered_ns;
-            sum.uncovered_ns += more.uncovered_ns;
+        add_ns(&mut self.cpu_ns, other.cpu_ns);
+        for (place, ns) in other.times() {
+            add_ns(at(&mut self.times_ns, place), ns);
         }
-        for (place, ns) in other.uncovered_ns.iter().enumerate() {
-            *at(&mut self.uncovered_ns, place) += ns;
-        }
+    }
+
+    /// CPU time by package, nanoseconds; beyond all of them stand CPUs whose package is not known.
+    pub(crate) fn times(&self) -> impl Iterator<Item = (usize, u64)> {
+        self.times_ns.iter().copied().enumerate()
     }
 }
 
 /// The members, in the order of their ids.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Roster {
     /// Each is large, and a table has more places than members.
     members: FxHashMap<WorkloadId, Box<Member>>,
     ended: VecDeque<WorkloadId>,
     folded: u64,
-    /// For each component that is measured at all: by package, whether a counter covers it.
-    covered: [Option<Vec<bool>>; Component::COUNT],
-    packages: Vec<String>,
+    /// Ids ascend: who is no member and has none above this one was never introduced.
+    highest: u64,
 }
 
 impl Roster {
-    pub(super) fn new(header: &Header) -> Self {
-        let covered = Component::ALL.map(|component| {
-            let domains = || header.domains.iter().filter(|domain| domain.component == component);
-            domains().next()?;
-            let packages: BTreeSet<usize> = domains().map(|domain| domain.package).collect();
-            Some((0..header.packages.len()).map(|package| packages.contains(&package)).collect())
-        });
-        let (members, ended) = (FxHashMap::default(), VecDeque::new());
-        Self { members, ended, folded: 0, covered, packages: header.packages.clone() }
-    }
-
     /// A workload began, or has another cgroup or name now. One that had ended goes on.
     pub(super) fn enter(&mut self, workload: Workload) {
         let id = workload.id;
+        self.highest = self.highest.max(id.0);
         if let Some(member) = self.members.get_mut(&id) {
             member.workload = workload;
             if std::mem::take(&mut member.ended) {
@@ -126,8 +104,17 @@ impl Roster {
         Some((oldest, FOLDED))
     }
 
-    pub(crate) fn has(&self, id: WorkloadId) -> bool {
-        self.members.contains_key(&id)
+    /// Who is billed for what a user did: the user, or those that it was folded with meanwhile. Time
+    /// of a workload that nobody spoke of is nobody's. Whatever comes late, from another reading or
+    /// another clock, asks here before it is entered.
+    pub(super) fn row(&self, user: User) -> User {
+        match user {
+            User::Workload(id) if !self.members.contains_key(&id) => {
+                let was_folded = self.folded > 0 && id.0 <= self.highest;
+                if was_folded { User::Workload(FOLDED) } else { User::Other }
+            }
+            user => user,
+        }
     }
 
     /// In the order in which they began; those that ended long ago come last, as one.
@@ -151,30 +138,16 @@ impl Roster {
         let seen = at(&mut member.seen_ns, place);
         let gained = if first { 0 } else { ns.saturating_sub(*seen) };
         *seen = ns.max(*seen);
-        member.cpu_ns += gained;
-        for (component, coverage) in self.covered.iter().zip(&mut member.coverage) {
-            let Some(packages) = component else { continue };
-            if packages.get(place).copied().unwrap_or(false) {
-                coverage.covered_ns += gained;
-            } else {
-                coverage.uncovered_ns += gained;
-            }
-        }
-        let cpu = self.covered[Component::Cpu as usize].as_ref();
-        if cpu.is_some_and(|packages| !packages.get(place).copied().unwrap_or(false)) {
-            *at(&mut member.uncovered_ns, place) += gained;
-        }
+        add_ns(&mut member.cpu_ns, gained);
+        add_ns(at(&mut member.times_ns, place), gained);
         Some(gained)
     }
+}
 
-    /// Where a workload's CPU time was that no CPU energy counter covers: a place and nanoseconds.
-    pub(crate) fn uncovered<'a>(
-        &'a self,
-        member: &'a Member,
-    ) -> impl Iterator<Item = (Option<&'a str>, u64)> {
-        let places = member.uncovered_ns.iter().enumerate().filter(|(_, ns)| **ns > 0);
-        places.map(|(place, ns)| (self.packages.get(place).map(String::as_str), *ns))
-    }
+/// CPU time is added up like this wherever it is: a recording may say anything, and no run comes near
+/// the 584 years at which a sum stays where it is.
+pub(super) fn add_ns(sum: &mut u64, more: u64) {
+    *sum = sum.saturating_add(more);
 }
 
 /// The entry at `place`, which is made if the list is too short.

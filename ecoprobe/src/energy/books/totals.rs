@@ -1,7 +1,7 @@
 //! The accounts of the run so far, added up by component.
 
-use super::{Books, Known, WindowSums};
-use crate::base::{Component, Joules, User, WorkloadId};
+use super::{Books, Coverage, Known, WindowSums};
+use crate::base::{Component, Joules, Seconds, User, WorkloadId};
 use crate::energy::ledger::Bill;
 use crate::event::GpuMethod;
 
@@ -31,7 +31,7 @@ impl Books {
     fn ledgers(&self) -> impl Iterator<Item = (Component, &super::DomainLedger)> {
         let cpu = self.cpu.iter().map(|domain| (domain.component(), &domain.ledger));
         let gpus = self.gpus.iter().map(|domain| (Component::Gpu, &domain.ledger));
-        cpu.chain(gpus).filter(|(_, ledger)| !ledger.is_empty() && !ledger.is_dead())
+        cpu.chain(gpus).filter(|(_, ledger)| ledger.has_figures())
     }
 
     /// The node's books. As exact as the last [`Books::correct`].
@@ -65,14 +65,15 @@ impl Books {
         })
     }
 
-    /// Whether it was ever known who used a GPU.
-    pub(crate) fn gpu_users_known(&self) -> bool {
-        self.gpus.iter().any(super::GpuDomain::users_known)
+    /// Of every device that told anything, the time of which it is known who used it.
+    pub(crate) fn gpus_told(&self) -> impl Iterator<Item = (&str, Coverage)> {
+        let told = self.gpus.iter().map(|gpu| (gpu.uuid(), gpu.told()));
+        told.filter(|(_, told)| told.total() > Seconds(0.0))
     }
 
     /// Seconds that a workload kept GPUs busy; `None` if no device or not every device can tell.
     pub(crate) fn gpu_seconds(&self, id: WorkloadId) -> Option<f64> {
-        let known = self.gpus.iter().filter(|gpu| gpu.users_known());
+        let known = self.gpus.iter().filter(|gpu| gpu.told().total() > Seconds(0.0));
         let mut seconds = known.map(|gpu| gpu.busy_seconds(User::Workload(id))).peekable();
         seconds.peek()?;
         seconds.sum()

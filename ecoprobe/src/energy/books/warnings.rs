@@ -3,22 +3,22 @@
 use std::collections::BTreeMap;
 use std::hash::{Hash as _, Hasher as _};
 
+use super::coverage::{Coverage, Place};
+use super::roster::add_ns;
 use super::{Books, MOST_FURTHER, MOST_WARNINGS};
-use crate::base::{Component, Seconds};
+use crate::base::Component;
 use crate::energy::model::{StaticPower, Unknown};
 
 /// A static power that exceeds what was measured for more than this part of the time is said to.
 const OVERDRAWN: f64 = 0.01;
 
-/// CPU time outside of every counter that is worth saying: of all, and at least.
-const UNCOVERED_PART: f64 = 0.001;
-const UNCOVERED: Seconds = Seconds(0.001);
-
 impl Books {
-    /// Whether the report will carry this warning already.
+    /// Whether the report counts this warning already. Of more than can be remembered, each one counts
+    /// as known: what cannot be told from news must not be said again and again.
     pub(crate) fn knows_warning(&self, message: &str) -> bool {
         self.warnings.iter().any(|known| known == message)
             || self.further_warnings.contains(&fingerprint(message))
+            || self.further_warnings.len() >= MOST_FURTHER
     }
 
     /// Said once, however often it is found.
@@ -28,7 +28,7 @@ impl Books {
         }
         if self.warnings.len() < MOST_WARNINGS {
             self.warnings.push(message.to_owned());
-        } else if self.further_warnings.len() < MOST_FURTHER {
+        } else {
             self.further_warnings.insert(fingerprint(message));
         }
     }
@@ -114,40 +114,36 @@ impl Books {
 
     /// CPU time where no counter is: a workload's figure is then less than what it drew.
     fn warn_of_uncovered_time(&self, warnings: &mut Vec<String>) {
-        let mut places: BTreeMap<Option<&str>, Seconds> = BTreeMap::new();
-        let mut total = Seconds(0.0);
+        let covered = self.covered();
+        let mut places: BTreeMap<Place<'_>, u64> = BTreeMap::new();
+        let mut total_ns = 0;
+        let mut dram = Coverage::default();
         for (_, member) in self.roster.members() {
-            total += Seconds::from_ns(member.cpu_ns);
-            for (place, ns) in self.roster.uncovered(member) {
-                *places.entry(place).or_insert(Seconds(0.0)) += Seconds::from_ns(ns);
+            add_ns(&mut total_ns, member.cpu_ns);
+            for (place, ns) in covered.left_out(member) {
+                add_ns(places.entry(place).or_default(), ns);
             }
+            let of_dram = covered.of(Component::Dram, member.times());
+            dram.add(of_dram.covered_ns, true);
+            dram.add(of_dram.uncovered_ns, false);
         }
-        for (place, time) in places {
-            if time < UNCOVERED || time.0 < UNCOVERED_PART * total.0 {
-                continue;
-            }
+        let places = places.into_iter();
+        let places = places.map(|(place, ns)| (place, Coverage::without(ns, total_ns)));
+        let places: Vec<_> = places.filter(|(_, coverage)| coverage.is_partial()).collect();
+        for (place, coverage) in &places {
+            let time = coverage.uncovered().0;
             warnings.push(match place {
-                Some(package) => format!(
-                    "workloads ran for {:.3} CPU-seconds on {package}, which has no energy counter: \
-                     what they drew there is not known",
-                    time.0
+                Place::Unknown => format!(
+                    "workloads ran for {time:.3} CPU-seconds on {place} (offline when the run \
+                     began, or without a topology): what they drew there is not billed to them"
                 ),
-                None => format!(
-                    "workloads ran for {:.3} CPU-seconds on CPUs whose package is not known \
-                     (offline when the run began, or without a topology): what they drew there is \
-                     not billed to them",
-                    time.0
+                _ => format!(
+                    "workloads ran for {time:.3} CPU-seconds on {place}: what they drew there is \
+                     not known"
                 ),
             });
         }
-        let partial = |component: Component| {
-            self.roster.members().iter().any(|(_, member)| {
-                let coverage = member.coverage[component as usize];
-                let time = Seconds::from_ns(coverage.uncovered_ns);
-                time >= UNCOVERED && time.0 >= UNCOVERED_PART * total.0
-            })
-        };
-        if partial(Component::Dram) && !partial(Component::Cpu) {
+        if dram.is_partial() && places.is_empty() {
             warnings.push(
                 "workloads ran on packages whose memory has no energy counter: their DRAM figures \
                  leave that out"

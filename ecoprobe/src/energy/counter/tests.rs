@@ -43,7 +43,7 @@ fn sum(joules: &[f64]) -> (f64, Vec<(Reason, u64)>) {
     let readings: Vec<_> = joules.iter().copied().map(Some).collect();
     let (counter, outcomes) = run(Some(RANGE), &readings);
     let missing = counter.missing().into_iter();
-    let missing = missing.map(|(reason, missing)| (reason, missing.windows)).collect();
+    let missing = missing.map(|(reason, missing)| (reason, missing.readings)).collect();
     ((billed(&outcomes) * 1e6).round() * 1e-6, missing)
 }
 
@@ -112,7 +112,7 @@ fn the_first_reading_is_not_believed_by_itself_either() {
     let unknown = [Reason::OutOfRange, Reason::Unread].map(Outcome::Missing);
     assert_eq!(outcomes[..2], unknown);
     assert_eq!(billed(&outcomes), 8.0);
-    assert_eq!(counter.missing()[&Reason::Unread].windows, 1);
+    assert_eq!(counter.missing()[&Reason::Unread].readings, 1);
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn a_reset_goes_on_from_where_it_began_again() {
     assert_eq!(billed(&outcomes), 200.0);
     assert_eq!(
         counter.missing()[&Reason::WentBack],
-        Missing { windows: 1, seconds: 1.0, ..Missing::default() }
+        Missing { readings: 1, seconds: 1.0, ..Missing::default() }
     );
     assert!(counter.sentences(&domain(None))[0].contains("was reset"));
     // It passes what it showed before the reset, at its own pace: nothing is missing for that.
@@ -200,7 +200,7 @@ fn what_could_not_be_read_for_a_moment_is_in_the_next_reading() {
     let (counter, outcomes) = run(None, &returned);
     assert_eq!(billed(&outcomes), 100.0);
     let unread = counter.missing();
-    assert_eq!((unread.len(), unread[&Reason::Unread].windows), (1, 3));
+    assert_eq!((unread.len(), unread[&Reason::Unread].readings), (1, 3));
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn what_is_drawn_while_it_cannot_be_read_for_long_is_missing() {
     let (counter, outcomes) = run(None, &readings);
     assert_eq!(outcomes[2..7], [Outcome::Missing(Reason::Unread); 5]);
     assert_eq!(billed(&outcomes), 100.0);
-    let missing = Missing { windows: 5, seconds: 5.0, ..Missing::default() };
+    let missing = Missing { readings: 5, seconds: 5.0, ..Missing::default() };
     assert_eq!(counter.missing(), BTreeMap::from([(Reason::Unread, missing)]));
     // Gone for good.
     let (counter, _) = run(None, &[Some(0.0), None, None]);
@@ -219,7 +219,7 @@ fn what_is_drawn_while_it_cannot_be_read_for_long_is_missing() {
     // Never there before.
     let (counter, outcomes) = run(None, &[None, None, Some(5.0), Some(6.0)]);
     assert_eq!(billed(&outcomes), 1.0);
-    assert_eq!(counter.missing()[&Reason::Unread].windows, 2);
+    assert_eq!(counter.missing()[&Reason::Unread].readings, 2);
 }
 
 #[test]

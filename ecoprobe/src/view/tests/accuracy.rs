@@ -5,8 +5,8 @@ use super::*;
 
 /// Two jobs and a little background on every package; the first job works in bursts of 1.1 s, the
 /// second 60 % of each 0.7 s.
-fn bursts(time: f64, _package: usize, slot: usize) -> f64 {
-    match slot {
+fn bursts(time: f64, _package: usize, user: usize) -> f64 {
+    match user {
         0 => 0.05,
         2 => f64::from(u8::from(time % 2.2 < 1.1)) * 2.0,
         _ => f64::from(u8::from(time % 0.7 < 0.42)),
@@ -29,18 +29,18 @@ impl Run {
         let mut header = header(self.packages, domains.collect());
         let watts = self.given.map(|watts| (0..self.packages).map(move |p| (name(p), watts)));
         header.settings.static_watts = watts.into_iter().flatten().collect();
-        let mut session = Session::new(header);
-        session.workload(workload("a"));
-        session.workload(workload("b"));
+        let mut books = RunBooks::new(header);
+        books.workload(workload("a"));
+        books.workload(workload("b"));
         let mut measured = 0.0;
         for sample in machine.run(self.seconds, self.interval) {
-            session.sample(&sample);
-            if let Some(window) = session.window() {
+            books.sample(&sample);
+            if let Some(window) = books.window() {
                 assert_closed(&window.node);
                 measured += window.node.cpu.measured_j.unwrap_or(0.0);
             }
         }
-        let report = report(&mut session);
+        let report = report(&mut books);
         assert_adds_up(&report);
         assert!((measured - report.node.cpu.measured_j.unwrap()).abs() < 1e-9 * measured);
         let errors = report.workloads.iter().enumerate().map(|(index, workload)| {
@@ -92,7 +92,7 @@ fn calibrated_static_power() {
 
 #[test]
 fn calibrated_when_the_load_varies_by_a_fifth() {
-    let load = |time: f64, _: usize, slot: usize| match slot {
+    let load = |time: f64, _: usize, user: usize| match user {
         0 => 0.05,
         2 => 1.0 + 0.4 * (time * 1.3).sin(),
         _ => 0.7,
@@ -119,7 +119,7 @@ fn calibrated_with_jobs_of_different_intensity() {
 #[test]
 fn energy_of_a_package_goes_to_who_ran_on_it() {
     // One job a package; package-1 works three times as hard.
-    let load = |_: f64, package: usize, slot: usize| match (package, slot) {
+    let load = |_: f64, package: usize, user: usize| match (package, user) {
         (0, 2) => 1.0,
         (1, 3) => 3.0,
         _ => 0.0,
@@ -129,7 +129,7 @@ fn energy_of_a_package_goes_to_who_ran_on_it() {
 
 #[test]
 fn a_load_that_never_varies_says_that_static_power_is_unknown() {
-    let load = |_: f64, _: usize, slot: usize| if slot == 0 { 0.05 } else { 1.0 };
+    let load = |_: f64, _: usize, user: usize| if user == 0 { 0.05 } else { 1.0 };
     for interval in [1.0, 0.1] {
         let run = Run { packages: 1, seconds: 10.0, interval, given: None };
         let (report, _) = run.errors(Machine::new(1, 4, &load));
@@ -151,13 +151,13 @@ fn a_counter_that_wraps_every_second_loses_nothing() {
     let samples = machine.run(10.0, 0.1);
     let mut domain = domain("package-0", Component::Cpu, 0);
     (domain.range, domain.max_watts) = (Some(range), 200.0);
-    let mut session = Session::new(header(1, vec![domain]));
-    session.workload(workload("a"));
-    session.workload(workload("b"));
-    samples.iter().for_each(|sample| session.sample(sample));
-    let report = report(&mut session);
+    let mut books = RunBooks::new(header(1, vec![domain]));
+    books.workload(workload("a"));
+    books.workload(workload("b"));
+    samples.iter().for_each(|sample| books.sample(sample));
+    let report = report(&mut books);
     assert_eq!(report.warnings, [""; 0]);
-    let truth = 20.0 * report.window.seconds + (0..4).map(|slot| machine.truth(slot)).sum::<f64>();
+    let truth = 20.0 * report.window.seconds + (0..4).map(|user| machine.truth(user)).sum::<f64>();
     let error = report.node.cpu.measured_j.unwrap() / truth - 1.0;
     assert!(error.abs() < 1e-3, "{error}");
 }

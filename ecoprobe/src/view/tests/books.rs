@@ -12,31 +12,31 @@ fn reading(second: u64, joules: f64) -> Option<Reading> {
     Some(Reading { mono_ns: second * SECOND, count: (joules / UNIT) as u64 })
 }
 
-/// A sample at `second` of one package: CPU seconds by slot, and the counter's joules.
+/// A sample at `second` of one package: CPU seconds by user (others, idle, the workloads), and the counter's joules.
 fn sample(second: u64, cpu_seconds: &[f64], joules: Option<f64>) -> Sample {
     let rows = vec![cpu_seconds.iter().map(|seconds| (seconds * 1e9) as u64).collect()];
     let energy = vec![joules.and_then(|joules| reading(second, joules))];
     sample_of(second * SECOND, &rows, energy)
 }
 
-fn one_package(static_watts: Option<f64>) -> Session {
+fn one_package(static_watts: Option<f64>) -> RunBooks {
     let mut header = header(1, vec![domain("package-0", Component::Cpu, 0)]);
     let watts = static_watts.map(|watts| ("package-0".to_owned(), watts));
     header.settings.static_watts = watts.into_iter().collect();
-    Session::new(header)
+    RunBooks::new(header)
 }
 
 #[test]
 fn one_run_by_hand() {
-    let mut session = one_package(Some(20.0));
-    session.workload(workload("a"));
-    session.workload(workload("b"));
-    session.sample(&sample(10, &[1.0, 5.0, 2.0], Some(1000.0)));
-    assert_eq!(session.window(), None);
-    session.sample(&sample(11, &[1.0, 5.5, 3.0, 1.0], Some(1050.0)));
-    session.sample(&sample(13, &[2.0, 6.0, 4.0, 1.0], Some(1120.0)));
+    let mut books = one_package(Some(20.0));
+    books.workload(workload("a"));
+    books.workload(workload("b"));
+    books.sample(&sample(10, &[1.0, 5.0, 2.0], Some(1000.0)));
+    assert_eq!(books.window(), None);
+    books.sample(&sample(11, &[1.0, 5.5, 3.0, 1.0], Some(1050.0)));
+    books.sample(&sample(13, &[2.0, 6.0, 4.0, 1.0], Some(1120.0)));
 
-    let report = report(&mut session);
+    let report = report(&mut books);
     assert_adds_up(&report);
     assert_eq!((report.window.seconds, report.window.samples), (3.0, 3));
     let node = report.node.cpu;
@@ -52,7 +52,7 @@ fn one_run_by_hand() {
     assert_eq!((a.energy_j.dram, a.energy_j.gpu, a.energy_j.idle_share), (None, None, None));
     assert_eq!((a.gpu_seconds, a.emissions_g, a.cost), (None, None, None));
 
-    let window = session.window().unwrap();
+    let window = books.window().unwrap();
     assert_closed(&window.node);
     assert_eq!((window.start_s, window.seconds), (1.0, 2.0));
     assert_eq!(window.node.cpu.idle_j, Some(40.0));
@@ -68,12 +68,12 @@ fn one_run_by_hand() {
 fn idle_energy_is_shared_out_when_asked() {
     let mut header = one_package(Some(20.0)).header();
     header.settings.idle = IdlePolicy::Share;
-    let mut session = Session::new(header);
-    session.workload(workload("a"));
-    session.sample(&sample(0, &[], Some(0.0)));
-    session.sample(&sample(1, &[1.0, 0.0, 3.0], Some(60.0)));
-    session.sample(&sample(2, &[1.0, 0.0, 3.0], Some(90.0)));
-    let report = report(&mut session);
+    let mut books = RunBooks::new(header);
+    books.workload(workload("a"));
+    books.sample(&sample(0, &[], Some(0.0)));
+    books.sample(&sample(1, &[1.0, 0.0, 3.0], Some(60.0)));
+    books.sample(&sample(2, &[1.0, 0.0, 3.0], Some(90.0)));
+    let report = report(&mut books);
     assert_adds_up(&report);
     let energy = report.workloads[0].energy_j;
     assert_eq!((energy.cpu, energy.idle_share, energy.total), (Some(30.0), Some(15.0), Some(45.0)));
@@ -92,14 +92,14 @@ fn dram_has_books_of_its_own() {
     header.settings.carbon_intensity = Some(360.0);
     header.settings.price = Some(0.36);
     header.settings.pue = Some(1.5);
-    let mut session = Session::new(header);
-    session.workload(workload("a"));
+    let mut books = RunBooks::new(header);
+    books.workload(workload("a"));
     for second in 0..3 {
         let mut sample = sample(second, &[0.0, 0.0, second as f64], Some(50.0 * second as f64));
         sample.energy.push(reading(second, 5.0 * second as f64));
-        session.sample(&sample);
+        books.sample(&sample);
     }
-    let report = report(&mut session);
+    let report = report(&mut books);
     assert_adds_up(&report);
     let job = &report.workloads[0];
     let energy = job.energy_j;
@@ -118,47 +118,47 @@ fn an_estimate_brings_its_own_static_power() {
         watts: [("package-0".to_owned(), Some(20.0))].into(),
         stderr_watts: BTreeMap::new(),
     };
-    let mut session = Session::new(header);
-    session.workload(workload("a"));
-    session.sample(&sample(0, &[], Some(0.0)));
-    session.sample(&sample(1, &[0.0, 0.0, 1.0], Some(35.0)));
-    let report = report(&mut session);
+    let mut books = RunBooks::new(header);
+    books.workload(workload("a"));
+    books.sample(&sample(0, &[], Some(0.0)));
+    books.sample(&sample(1, &[0.0, 0.0, 1.0], Some(35.0)));
+    let report = report(&mut books);
     assert_eq!(report.sources.static_power.kind, StaticPowerKind::Estimate);
     assert_eq!(report.workloads[0].energy_j.cpu, Some(15.0));
 }
 
 #[test]
 fn what_could_not_be_read_is_missing_and_not_zero() {
-    let mut session = one_package(Some(20.0));
-    session.workload(workload("a"));
+    let mut books = one_package(Some(20.0));
+    books.workload(workload("a"));
     for second in 0..4 {
-        session.sample(&sample(second, &[0.0, 0.0, second as f64], None));
+        books.sample(&sample(second, &[0.0, 0.0, second as f64], None));
     }
-    let report = report(&mut session);
+    let report = report(&mut books);
     assert_adds_up(&report);
     assert_eq!(report.node.cpu, Books::default());
     assert_eq!(report.workloads[0].energy_j.total, None);
     assert_eq!(report.workloads[0].mean_power_w, None);
     assert_eq!(report.workloads[0].cpu_seconds, 3.0);
-    assert_eq!(session.window().unwrap().node.cpu, Books::default());
+    assert_eq!(books.window().unwrap().node.cpu, Books::default());
     let [warning] = &report.warnings[..] else { panic!("{:?}", report.warnings) };
-    assert!(warning.contains("package-0: 3 windows, 3.000 s in all"), "{warning}");
+    assert!(warning.contains("package-0: 3 readings, 3.000 s in all"), "{warning}");
 }
 
 #[test]
 fn a_counter_that_vanishes_and_returns_keeps_what_it_had_counted() {
-    let mut session = one_package(Some(20.0));
-    session.workload(workload("a"));
+    let mut books = one_package(Some(20.0));
+    books.workload(workload("a"));
     let joules = [Some(0.0), Some(50.0), None, None, Some(7.0), Some(57.0)];
     for (second, joules) in joules.into_iter().enumerate() {
-        session.sample(&sample(second as u64, &[0.0, 0.0, second as f64], joules));
+        books.sample(&sample(second as u64, &[0.0, 0.0, second as f64], joules));
     }
-    let report = report(&mut session);
+    let report = report(&mut books);
     assert_adds_up(&report);
     assert_eq!(report.node.cpu.measured_j, Some(100.0));
     assert_eq!(report.workloads[0].energy_j.cpu, Some(60.0));
     let [warning] = &report.warnings[..] else { panic!("{:?}", report.warnings) };
-    assert!(warning.contains("3 windows, 3.000 s") && warning.contains("could not be read"));
+    assert!(warning.contains("3 readings, 3.000 s") && warning.contains("could not be read"));
 }
 
 #[test]
@@ -166,11 +166,11 @@ fn jumps_resets_and_long_windows_are_left_out_and_said() {
     let run = |range, readings: [(u64, f64); 4]| {
         let mut header = one_package(Some(20.0)).header();
         header.domains[0].range = range;
-        let mut session = Session::new(header);
+        let mut books = RunBooks::new(header);
         for (second, joules) in readings {
-            session.sample(&sample(second, &[], Some(joules)));
+            books.sample(&sample(second, &[], Some(joules)));
         }
-        let report = report(&mut session);
+        let report = report(&mut books);
         assert_adds_up(&report);
         let [warning] = &report.warnings[..] else { panic!("{:?}", report.warnings) };
         (report.node.cpu.measured_j.unwrap(), warning.clone())
@@ -184,7 +184,7 @@ fn jumps_resets_and_long_windows_are_left_out_and_said() {
     let wrap = Some((1000.0 / UNIT) as u64);
     let (joules, warning) = run(wrap, [(0, 800.0), (1, 850.0), (100, 900.0), (101, 950.0)]);
     assert_eq!(joules, 100.0);
-    assert!(warning.contains("wrapped") && warning.contains("99.000 s"), "{warning}");
+    assert!(warning.contains("came too late") && warning.contains("99.000 s"), "{warning}");
     let (joules, warning) = run(wrap, [(0, 800.0), (1, 850.0), (2, 1000.0), (3, 0.0)]);
     // The reading beyond the range costs nothing: the next one has it all.
     assert_eq!(joules, 200.0);
@@ -192,13 +192,33 @@ fn jumps_resets_and_long_windows_are_left_out_and_said() {
 }
 
 #[test]
-fn cpu_time_that_falls_is_not_counted_twice() {
-    let mut session = one_package(Some(0.0));
-    session.workload(workload("a"));
-    for (second, cpu) in [1.0, 2.0, 1.7, 1.9, 2.5].into_iter().enumerate() {
-        session.sample(&sample(second as u64, &[0.0, 0.0, cpu], Some(10.0 * second as f64)));
+fn who_ran_before_a_reset_is_not_billed_for_what_came_after_it() {
+    let mut books = one_package(Some(0.0));
+    books.workload(workload("a"));
+    books.workload(workload("b"));
+    let a = [0.0, 0.0, 0.0, 1.0, 1.0, 1.0];
+    let b = [0.0, 1.0, 2.0, 2.0, 3.0, 4.0];
+    // Reset in the third second, and not read in the fourth.
+    let joules = [Some(800.0), Some(820.0), Some(840.0), Some(3.0), None, Some(43.0)];
+    for second in 0..6 {
+        let cpu = [0.0, 0.0, a[second], b[second]];
+        books.sample(&sample(second as u64, &cpu, joules[second]));
     }
-    let report = report(&mut session);
+    let report = report(&mut books);
+    assert_adds_up(&report);
+    assert_eq!(report.node.cpu.measured_j, Some(80.0));
+    let billed = [0, 1].map(|index| report.workloads[index].energy_j.cpu);
+    assert_eq!(billed, [Some(0.0), Some(80.0)]);
+}
+
+#[test]
+fn cpu_time_that_falls_is_not_counted_twice() {
+    let mut books = one_package(Some(0.0));
+    books.workload(workload("a"));
+    for (second, cpu) in [1.0, 2.0, 1.7, 1.9, 2.5].into_iter().enumerate() {
+        books.sample(&sample(second as u64, &[0.0, 0.0, cpu], Some(10.0 * second as f64)));
+    }
+    let report = report(&mut books);
     assert_eq!(report.workloads[0].cpu_seconds, 1.5);
     // In two windows nobody is known to have run.
     assert_eq!(report.node.cpu.unattributed_j, Some(20.0));
@@ -206,12 +226,12 @@ fn cpu_time_that_falls_is_not_counted_twice() {
 
 #[test]
 fn a_workload_that_appears_later_starts_then() {
-    let mut session = one_package(Some(0.0));
-    session.sample(&sample(0, &[0.0], Some(0.0)));
-    session.sample(&sample(1, &[1.0], Some(10.0)));
-    session.workload(workload("late"));
-    session.sample(&sample(2, &[1.0, 0.0, 0.5], Some(20.0)));
-    let report = report(&mut session);
+    let mut books = one_package(Some(0.0));
+    books.sample(&sample(0, &[0.0], Some(0.0)));
+    books.sample(&sample(1, &[1.0], Some(10.0)));
+    books.workload(workload("late"));
+    books.sample(&sample(2, &[1.0, 0.0, 0.5], Some(20.0)));
+    let report = report(&mut books);
     assert_adds_up(&report);
     assert_eq!(report.workloads[0].cpu_seconds, 0.5);
     assert_eq!(report.workloads[0].energy_j.cpu, Some(10.0));
@@ -220,16 +240,16 @@ fn a_workload_that_appears_later_starts_then() {
 
 #[test]
 fn static_power_above_what_is_measured_is_said() {
-    let mut session = one_package(Some(100.0));
-    session.workload(workload("a"));
+    let mut books = one_package(Some(100.0));
+    books.workload(workload("a"));
     for second in 0..3 {
         let cpu = [0.0, 0.0, second as f64];
-        session.sample(&sample(second, &cpu, Some(50.0 * second as f64)));
-        if let Some(window) = session.window() {
+        books.sample(&sample(second, &cpu, Some(50.0 * second as f64)));
+        if let Some(window) = books.window() {
             assert_closed(&window.node);
         }
     }
-    let report = report(&mut session);
+    let report = report(&mut books);
     assert_adds_up(&report);
     assert_eq!(report.node.cpu.idle_j, Some(100.0));
     assert_eq!(report.workloads[0].energy_j.cpu, Some(0.0));
@@ -238,8 +258,8 @@ fn static_power_above_what_is_measured_is_said() {
 
 #[test]
 fn no_sample_no_figures() {
-    let mut session = one_package(None);
-    let report = report(&mut session);
+    let mut books = one_package(None);
+    let report = report(&mut books);
     assert_adds_up(&report);
     assert_eq!((report.window.seconds, report.window.samples), (0.0, 0));
     assert!(report.warnings[0].contains("fewer than two samples"));
@@ -247,30 +267,44 @@ fn no_sample_no_figures() {
 
 #[test]
 fn warnings_are_said_once_and_bounded() {
-    let mut session = one_package(None);
+    let mut books = one_package(None);
     for number in 0..1000 {
-        session.apply(&Event::Warning { message: "the same".into() });
-        session.apply(&Event::Warning { message: format!("number {number}") });
+        books.apply(&Event::Warning { message: "the same".into() });
+        books.apply(&Event::Warning { message: format!("number {number}") });
     }
-    let warnings = report(&mut session).warnings;
+    let warnings = report(&mut books).warnings;
     assert_eq!(warnings.iter().filter(|warning| *warning == "the same").count(), 1);
     assert_eq!(warnings.len(), 64 + 2);
     assert!(warnings[64].starts_with("937 further"), "{}", warnings[64]);
 }
 
 #[test]
+fn warnings_beyond_what_can_be_remembered_are_not_news() {
+    let mut books = one_package(None);
+    let message = |number: usize| format!("number {number}");
+    for number in 0..64 + 4096 {
+        assert!(!books.inner.knows_warning(&message(number)), "{number}");
+        books.apply(&Event::Warning { message: message(number) });
+    }
+    assert!(books.inner.knows_warning(&message(0)));
+    assert!(books.inner.knows_warning(&message(5000)));
+    let warnings = report(&mut books).warnings;
+    assert!(warnings[64].starts_with("at least 4096 further"), "{}", warnings[64]);
+}
+
+#[test]
 fn nonsense_does_not_panic() {
     let domains = vec![domain("package-0", Component::Cpu, 9), domain("gpu", Component::Gpu, 0)];
-    let mut session = Session::new(header(1, domains));
+    let mut books = RunBooks::new(header(1, domains));
     let cell = |value| {
         let energy = vec![Some(Reading { mono_ns: 7, count: value }); 7];
         sample_of(value, &vec![vec![value; 5], vec![value; 9]], energy)
     };
     for value in [5, 0, u64::MAX, 3, u64::MAX] {
-        session.sample(&cell(value));
-        session.window();
+        books.sample(&cell(value));
+        books.window();
     }
-    assert_closed(&report(&mut session).node);
+    assert_closed(&report(&mut books).node);
 }
 
 /// Random samples of two packages with a DRAM domain each: steps of time, CPU time (which may fall)
@@ -310,24 +344,24 @@ fn samples() -> impl Strategy<Value = Vec<Sample>> {
     })
 }
 
-fn two_packages(settings: Settings, samples: &[Sample], check_windows: bool) -> Session {
+fn two_packages(settings: Settings, samples: &[Sample], check_windows: bool) -> RunBooks {
     let domains = (0..2).flat_map(|package| {
         [("package", Component::Cpu), ("dram", Component::Dram)]
             .map(|(name, component)| domain(&format!("{name}-{package}"), component, package))
     });
     let mut header = header(2, domains.collect());
     header.settings = settings;
-    let mut session = Session::new(header);
+    let mut books = RunBooks::new(header);
     for name in ["a", "b", "c"] {
-        session.workload(workload(name));
+        books.workload(workload(name));
     }
     for sample in samples {
-        session.sample(sample);
-        if let Some(window) = session.window().filter(|_| check_windows) {
+        books.sample(sample);
+        if let Some(window) = books.window().filter(|_| check_windows) {
             assert_closed(&window.node);
         }
     }
-    session
+    books
 }
 
 fn settings() -> impl Strategy<Value = Settings> {
@@ -342,8 +376,8 @@ fn settings() -> impl Strategy<Value = Settings> {
 proptest! {
     #[test]
     fn books_close(settings in settings(), samples in samples()) {
-        let mut session = two_packages(settings, &samples, true);
-        assert_adds_up(&report(&mut session));
+        let mut books = two_packages(settings, &samples, true);
+        assert_adds_up(&report(&mut books));
     }
 
     #[test]
@@ -370,8 +404,8 @@ proptest! {
         let mut before = (0.0, vec![0.0; 3]);
         for end in 0..=samples.len() {
             // While it goes on: the end of a run believes what still waits for another reading.
-            let mut session = two_packages(settings.clone(), &samples[..end], false);
-            let report = crate::view::report(&mut session.books, Own::default());
+            let mut books = two_packages(settings.clone(), &samples[..end], false);
+            let report = crate::view::report(&mut books.inner, Own::default());
             let now = (
                 report.node.cpu.measured_j.unwrap_or(0.0),
                 report.workloads.iter().map(|workload| workload.cpu_seconds).collect::<Vec<_>>(),
@@ -384,8 +418,8 @@ proptest! {
 
     #[test]
     fn a_replay_gives_the_same_report_to_the_byte(settings in settings(), samples in samples()) {
-        let mut session = two_packages(settings, &samples, false);
-        let mut replay = Session::new(session.header().clone());
+        let mut books = two_packages(settings, &samples, false);
+        let mut replay = RunBooks::new(books.header().clone());
         for name in ["a", "b", "c"] {
             replay.workload(workload(name));
         }
@@ -393,7 +427,7 @@ proptest! {
             let line = serde_json::to_string(&Event::Sample(sample)).unwrap();
             replay.apply(&serde_json::from_str(&line).unwrap());
         }
-        let text = |session: &mut Session| serde_json::to_string(&report(session)).unwrap();
-        prop_assert_eq!(text(&mut session), text(&mut replay));
+        let text = |books: &mut RunBooks| serde_json::to_string(&report(books)).unwrap();
+        prop_assert_eq!(text(&mut books), text(&mut replay));
     }
 }

@@ -9,7 +9,7 @@ use crate::event::{Event, GpuMethod, GpuUsage, GpuWindow, Sample};
 
 const MS: u64 = 1_000_000;
 
-fn with_device(settings: Settings) -> Session {
+fn with_device(settings: Settings) -> RunBooks {
     let mut header = header(1, Vec::new());
     header.settings = settings;
     header.sources.gpu_energy.kind = GpuEnergyKind::Nvml;
@@ -19,10 +19,10 @@ fn with_device(settings: Settings) -> Session {
         index: 0,
         method: GpuReadMethod::Counter,
     });
-    let mut session = Session::new(header);
-    session.workload(workload("a"));
-    session.workload(workload("b"));
-    session
+    let mut books = RunBooks::new(header);
+    books.workload(workload("a"));
+    books.workload(workload("b"));
+    books
 }
 
 fn static_watts(watts: f64) -> Settings {
@@ -65,24 +65,24 @@ fn close(a: Option<f64>, b: f64) {
 
 #[test]
 fn windows_are_cut_at_the_first_and_the_last_sample() {
-    let mut session = with_device(static_watts(50.0));
+    let mut books = with_device(static_watts(50.0));
     let both = [user(1, 70.0, 0.7), user(2, 30.0, 0.3)];
-    session.gpu(&window(0, 500, 1e6, &both));
+    books.gpu(&window(0, 500, 1e6, &both));
     // 100 W before the first sample, half of it outside.
-    session.gpu(&window(500, 1500, 100.0, &both));
-    session.sample(&sample(1000));
-    session.sample(&sample(2000));
-    let before = session.window().unwrap();
+    books.gpu(&window(500, 1500, 100.0, &both));
+    books.sample(&sample(1000));
+    books.sample(&sample(2000));
+    let before = books.window().unwrap();
     close(before.node.gpu.measured_j, 50.0);
     // Late news of the window before, and news of the time after the last sample.
-    session.gpu(&window(1500, 2500, 300.0, &[user(1, 1.0, 0.8)]));
-    close(report(&mut session).node.gpu.measured_j, 200.0);
-    session.sample(&sample(2250));
-    let window = session.window().unwrap();
+    books.gpu(&window(1500, 2500, 300.0, &[user(1, 1.0, 0.8)]));
+    close(report(&mut books).node.gpu.measured_j, 200.0);
+    books.sample(&sample(2250));
+    let window = books.window().unwrap();
     assert_closed(&window.node);
     close(window.node.gpu.measured_j, 225.0);
 
-    let report = report(&mut session);
+    let report = report(&mut books);
     assert_adds_up(&report);
     close(report.node.gpu.measured_j, 50.0 + 225.0);
     close(report.node.gpu.idle_j, 50.0 * 1.25);
@@ -97,27 +97,28 @@ fn windows_are_cut_at_the_first_and_the_last_sample() {
 
 #[test]
 fn energy_with_nobody_on_the_device_is_unattributed() {
-    let mut session = with_device(static_watts(50.0));
-    session.sample(&sample(0));
-    session.gpu(&window(0, 1000, 80.0, &[]));
-    session
-        .gpu(&GpuWindow { unknown_users: true, ..window(1000, 2000, 90.0, &[user(1, 1.0, 1.0)]) });
-    session.sample(&sample(2000));
-    let report = report(&mut session);
+    let mut books = with_device(static_watts(50.0));
+    books.sample(&sample(0));
+    books.gpu(&window(0, 1000, 80.0, &[]));
+    books.gpu(&GpuWindow { unknown_users: true, ..window(1000, 2000, 90.0, &[user(1, 1.0, 1.0)]) });
+    books.sample(&sample(2000));
+    let report = report(&mut books);
     assert_adds_up(&report);
     close(report.node.gpu.unattributed_j, 70.0);
     close(report.node.gpu.idle_j, 100.0);
     assert_eq!(report.workloads[0].energy_j.gpu, Some(0.0));
     assert_eq!(report.workloads[0].gpu_seconds, Some(0.0));
+    let partial = report.workloads[0].partial.as_deref().unwrap();
+    assert_eq!(partial, "who used GPU-1 is not known for 1.000 of 2.000 s");
 }
 
 #[test]
 fn a_counter_that_never_moved_measured_nothing() {
-    let mut session = with_device(Settings::default());
-    session.sample(&sample(0));
-    session.gpu(&window(0, 2000, 0.0, &[user(1, 1.0, 1.0)]));
-    session.sample(&sample(2000));
-    let report = report(&mut session);
+    let mut books = with_device(Settings::default());
+    books.sample(&sample(0));
+    books.gpu(&window(0, 2000, 0.0, &[user(1, 1.0, 1.0)]));
+    books.sample(&sample(2000));
+    let report = report(&mut books);
     assert_eq!(report.node.gpu.measured_j, None);
     assert_eq!(report.workloads[0].energy_j.gpu, None);
     assert!(report.warnings.iter().any(|w| w.contains("never moved")), "{:?}", report.warnings);
@@ -126,11 +127,11 @@ fn a_counter_that_never_moved_measured_nothing() {
 #[test]
 fn users_that_cannot_be_told_are_said() {
     for (lost_weight, said) in [(0.5, true), (0.005, false)] {
-        let mut session = with_device(static_watts(50.0));
-        session.sample(&sample(0));
-        session.gpu(&GpuWindow { lost_weight, ..window(0, 1000, 90.0, &[user(1, 1.0, 1.0)]) });
-        session.sample(&sample(1000));
-        let report = report(&mut session);
+        let mut books = with_device(static_watts(50.0));
+        books.sample(&sample(0));
+        books.gpu(&GpuWindow { lost_weight, ..window(0, 1000, 90.0, &[user(1, 1.0, 1.0)]) });
+        books.sample(&sample(1000));
+        let report = report(&mut books);
         let warnings = &report.warnings;
         assert_eq!(warnings.iter().any(|w| w.contains("GPU-1: 30.0 J")), said, "{warnings:?}");
     }
@@ -138,11 +139,11 @@ fn users_that_cannot_be_told_are_said() {
 
 #[test]
 fn users_that_were_never_known_have_no_figure() {
-    let mut session = with_device(static_watts(50.0));
-    session.sample(&sample(0));
-    session.gpu(&GpuWindow { unknown_users: true, ..window(0, 1000, 80.0, &[]) });
-    session.sample(&sample(1000));
-    let report = report(&mut session);
+    let mut books = with_device(static_watts(50.0));
+    books.sample(&sample(0));
+    books.gpu(&GpuWindow { unknown_users: true, ..window(0, 1000, 80.0, &[]) });
+    books.sample(&sample(1000));
+    let report = report(&mut books);
     assert_adds_up(&report);
     assert_eq!((report.workloads[0].energy_j.gpu, report.workloads[0].gpu_seconds), (None, None));
     close(report.node.gpu.unattributed_j, 30.0);
@@ -152,13 +153,13 @@ fn users_that_were_never_known_have_no_figure() {
 fn idle_energy_goes_to_who_holds_the_device_if_asked() {
     let mut settings = static_watts(50.0);
     settings.gpu_idle_to_holders = true;
-    let mut session = with_device(settings);
-    session.sample(&sample(0));
+    let mut books = with_device(settings);
+    books.sample(&sample(0));
     let idle_holder = GpuUsage { weight: 0.0, ..user(2, 0.0, 0.0) };
-    session.gpu(&window(0, 1000, 150.0, &[user(1, 1.0, 1.0), idle_holder]));
-    session.gpu(&window(1000, 2000, 50.0, &[]));
-    session.sample(&sample(2000));
-    let report = report(&mut session);
+    books.gpu(&window(0, 1000, 150.0, &[user(1, 1.0, 1.0), idle_holder]));
+    books.gpu(&window(1000, 2000, 50.0, &[]));
+    books.sample(&sample(2000));
+    let report = report(&mut books);
     assert_adds_up(&report);
     let [a, b] = [0, 1].map(|index| report.workloads[index].energy_j);
     assert_eq!((a.gpu, a.idle_share, a.total), (Some(100.0), Some(25.0), Some(125.0)));
@@ -168,19 +169,19 @@ fn idle_energy_goes_to_who_holds_the_device_if_asked() {
 
 #[test]
 fn a_device_that_idles_now_and_then_is_calibrated() {
-    let mut session = with_device(Settings::default());
-    session.sample(&sample(0));
+    let mut books = with_device(Settings::default());
+    books.sample(&sample(0));
     for second in 0..20 {
         let busy = second % 4 > 1;
         let usage = [user(1, 1.0, 0.1)];
         for tenth in 0..10 {
             let from = second * 1000 + tenth * 100;
             let joules = if busy { 30.0 } else { 6.0 };
-            session.gpu(&window(from, from + 100, joules, if busy { &usage } else { &[] }));
+            books.gpu(&window(from, from + 100, joules, if busy { &usage } else { &[] }));
         }
     }
-    session.sample(&sample(20_000));
-    let report = report(&mut session);
+    books.sample(&sample(20_000));
+    let report = report(&mut books);
     assert_adds_up(&report);
     assert_eq!(report.sources.static_power.kind, StaticPowerKind::Calibrated);
     close(report.sources.static_power.watts["GPU-1"], 60.0);
@@ -192,16 +193,16 @@ fn a_device_that_idles_now_and_then_is_calibrated() {
 fn a_device_that_does_not_say_how_busy_it_is_shows_its_idle_power_only_while_nobody_is_there() {
     let user = [user(1, 1.0, 0.1)];
     let run = |idle_from: u64| {
-        let mut session = with_device(Settings::default());
-        session.sample(&sample(0));
+        let mut books = with_device(Settings::default());
+        books.sample(&sample(0));
         for second in 0..20 {
             let (joules, usage) =
                 if second < idle_from { (300.0, &user[..]) } else { (60.0, &[][..]) };
             let (from, to) = (second * 1000, second * 1000 + 1000);
-            session.gpu(&GpuWindow { busy: None, ..window(from, to, joules, usage) });
+            books.gpu(&GpuWindow { busy: None, ..window(from, to, joules, usage) });
         }
-        session.sample(&sample(20_000));
-        report(&mut session)
+        books.sample(&sample(20_000));
+        report(&mut books)
     };
     let busy = run(20);
     assert_eq!(busy.sources.static_power.watts["GPU-1"], None);
@@ -214,16 +215,16 @@ fn a_device_that_does_not_say_how_busy_it_is_shows_its_idle_power_only_while_nob
 
 #[test]
 fn nonsense_windows_are_refused_and_said() {
-    let mut session = with_device(static_watts(50.0));
-    session.sample(&sample(0));
+    let mut books = with_device(static_watts(50.0));
+    books.sample(&sample(0));
     let users = [user(u64::MAX, 1.0, 1.0), user(1, f64::NAN, -1.0), user(1, -3.0, f64::NAN)];
-    session.gpu(&window(0, 1000, 100.0, &users));
-    session.gpu(&window(500, 1500, 100.0, &[]));
-    session.gpu(&window(2000, 1500, 100.0, &[]));
-    session.gpu(&window(2000, 3000, -1.0, &[]));
-    session.gpu(&window(2000, 3000, f64::NAN, &[]));
-    session.sample(&sample(3000));
-    let report = report(&mut session);
+    books.gpu(&window(0, 1000, 100.0, &users));
+    books.gpu(&window(500, 1500, 100.0, &[]));
+    books.gpu(&window(2000, 1500, 100.0, &[]));
+    books.gpu(&window(2000, 3000, -1.0, &[]));
+    books.gpu(&window(2000, 3000, f64::NAN, &[]));
+    books.sample(&sample(3000));
+    let report = report(&mut books);
     assert_adds_up(&report);
     close(report.node.gpu.measured_j, 100.0);
     close(report.node.gpu.other_j, 50.0);
@@ -232,13 +233,13 @@ fn nonsense_windows_are_refused_and_said() {
 
 #[test]
 fn a_device_that_the_header_does_not_name_is_kept_apart() {
-    let mut session = with_device(static_watts(0.0));
-    session.sample(&sample(0));
-    session.gpu(&window(0, 1000, 100.0, &[user(1, 1.0, 1.0)]));
+    let mut books = with_device(static_watts(0.0));
+    books.sample(&sample(0));
+    books.gpu(&window(0, 1000, 100.0, &[user(1, 1.0, 1.0)]));
     let other = GpuWindow { uuid: "GPU-2".into(), ..window(0, 1000, 60.0, &[user(1, 1.0, 0.5)]) };
-    session.apply(&Event::Gpu(other));
-    session.sample(&sample(1000));
-    let report = report(&mut session);
+    books.apply(&Event::Gpu(other));
+    books.sample(&sample(1000));
+    let report = report(&mut books);
     assert_adds_up(&report);
     let job = &report.workloads[0];
     let devices: Vec<_> = job.gpus.iter().map(|gpu| (&*gpu.uuid, gpu.energy_j)).collect();
@@ -293,22 +294,22 @@ proptest! {
         let expected: f64 = windows.iter().map(inside).sum();
 
         // Each window arrives `lag` windows late among the samples.
-        let mut session = with_device(settings);
+        let mut books = with_device(settings);
         for (index, next) in windows.iter().enumerate() {
             let known = windows.get(index.wrapping_sub(lag)).map_or(0, |window| window.to_ns);
             while let Some(ms) = times.first().copied().filter(|ms| ms * MS <= known) {
                 times.pop_first();
-                session.sample(&sample(ms));
+                books.sample(&sample(ms));
             }
-            session.gpu(next);
+            books.gpu(next);
         }
         for ms in times {
-            session.sample(&sample(ms));
-            if let Some(window) = session.window() {
+            books.sample(&sample(ms));
+            if let Some(window) = books.window() {
                 assert_closed(&window.node);
             }
         }
-        let report = report(&mut session);
+        let report = report(&mut books);
         assert_adds_up(&report);
         let measured = report.node.gpu.measured_j.unwrap_or(0.0);
         prop_assert!((measured - expected).abs() <= 1e-9 * expected.max(1e-9));
@@ -318,29 +319,95 @@ proptest! {
 
 #[test]
 fn users_that_were_lost_are_billed_to_nobody() {
-    let mut session = with_device(static_watts(10.0));
-    session.sample(&sample(0));
-    session.gpu(&GpuWindow { lost_weight: 1.0, ..window(0, 1000, 90.0, &[user(1, 1.0, 1.0)]) });
-    session.sample(&sample(1000));
-    let node = report(&mut session).node.gpu;
+    let mut books = with_device(static_watts(10.0));
+    books.sample(&sample(0));
+    books.gpu(&GpuWindow { lost_weight: 1.0, ..window(0, 1000, 90.0, &[user(1, 1.0, 1.0)]) });
+    books.sample(&sample(1000));
+    let node = report(&mut books).node.gpu;
     close(node.unattributed_j, 40.0);
     close(node.workloads_j, 40.0);
     close(node.idle_j, 10.0);
-    assert_eq!(session.window().unwrap().resolution_ms, Some(1000.0));
+    assert_eq!(books.window().unwrap().resolution_ms, Some(1000.0));
 }
 
 #[test]
 fn windows_add_up_to_the_report_where_a_counter_is_late() {
-    let mut session = with_device(static_watts(50.0));
-    session.sample(&sample(0));
+    let mut books = with_device(static_watts(50.0));
+    books.sample(&sample(0));
     let mut sum = 0.0;
     // Every other reading comes a little before the counter has moved.
     for (index, joules) in [49.0, 81.0, 48.5, 80.0, 90.0].into_iter().enumerate() {
         let from = index as u64 * 1000;
-        session.gpu(&window(from, from + 1000, joules, &[user(1, 1.0, 0.5)]));
-        session.sample(&sample(from + 1000));
-        let window = session.window().unwrap();
+        books.gpu(&window(from, from + 1000, joules, &[user(1, 1.0, 0.5)]));
+        books.sample(&sample(from + 1000));
+        let window = books.window().unwrap();
         sum += window.workloads[0].energy_j.gpu.unwrap();
     }
-    close(report(&mut session).workloads[0].energy_j.gpu, sum);
+    close(report(&mut books).workloads[0].energy_j.gpu, sum);
+}
+
+#[test]
+fn a_folded_workloads_gpu_time_goes_to_the_folded_row() {
+    let mut books = with_device(static_watts(50.0));
+    books.sample(&sample(0));
+    // Half of it lies ahead of the samples.
+    books.gpu(&window(0, 2000, 300.0, &[user(1, 1.0, 1.0)]));
+    books.sample(&sample(1000));
+    books.apply(&Event::Ended { id: WorkloadId(1) });
+    for id in 3..3 + 4096 {
+        books.apply(&Event::Workload(Workload { id: WorkloadId(id), ..workload("job") }));
+        books.apply(&Event::Ended { id: WorkloadId(id) });
+    }
+    books.sample(&sample(2000));
+    // And news of it that is late.
+    books.gpu(&window(2000, 3000, 150.0, &[user(1, 1.0, 0.5), user(9999, 1.0, 0.5)]));
+    books.sample(&sample(3000));
+    assert_closed(&books.window().unwrap().node);
+    let report = report(&mut books);
+    assert_adds_up(&report);
+    let folded = report.workloads.last().unwrap();
+    assert_eq!(folded.kind, WorkloadKind::Ended);
+    close(folded.energy_j.gpu, 200.0 + 50.0);
+    close(folded.gpu_seconds, 1.5);
+    // Of that one nobody ever spoke.
+    close(report.node.gpu.other_j, 50.0);
+}
+
+#[test]
+fn idle_energy_of_a_device_whose_users_are_unknown_is_nobodys() {
+    let mut settings = static_watts(50.0);
+    settings.idle = crate::event::settings::IdlePolicy::Share;
+    let mut books = with_device(settings);
+    books.sample(&sample(0));
+    books.gpu(&GpuWindow { unknown_users: true, ..window(0, 1000, 80.0, &[]) });
+    books.sample(&sample(1000));
+    let in_window = books.window().unwrap().workloads[0].energy_j;
+    let report = report(&mut books);
+    assert_adds_up(&report);
+    for energy in [in_window, report.workloads[0].energy_j] {
+        assert_eq!((energy.gpu, energy.idle_share, energy.total), (None, None, None));
+    }
+    assert_eq!(report.workloads[0].mean_power_w, None);
+}
+
+#[test]
+fn a_device_whose_users_are_unknown_is_named_beside_one_whose_users_are_known() {
+    let mut books = with_device(static_watts(50.0));
+    books.sample(&sample(0));
+    books.gpu(&window(0, 1000, 80.0, &[user(1, 1.0, 1.0)]));
+    let other = GpuWindow { uuid: "GPU-2".into(), ..window(0, 1000, 60.0, &[]) };
+    books.gpu(&GpuWindow { unknown_users: true, ..other });
+    books.sample(&sample(1000));
+    let window = books.window().unwrap();
+    let report = report(&mut books);
+    assert_adds_up(&report);
+    let [a, b] = &report.workloads[..] else { panic!() };
+    assert_eq!((a.energy_j.gpu, a.gpu_seconds), (Some(30.0), None));
+    assert_eq!((b.energy_j.gpu, b.energy_j.total, b.gpu_seconds), (None, None, None));
+    for workload in [a, b] {
+        let partial = workload.partial.as_deref().unwrap();
+        assert_eq!(partial, "who used GPU-2 is not known for 1.000 of 1.000 s");
+    }
+    let figures = [0, 1].map(|index| window.workloads[index].energy_j.gpu);
+    assert_eq!(figures, [Some(30.0), None]);
 }

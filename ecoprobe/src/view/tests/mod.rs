@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use crate::base::Component;
 use crate::base::WorkloadId;
 use crate::base::own::Own;
-use crate::energy::books::Books as RunBooks;
+use crate::energy::books::Books as EnergyBooks;
 use crate::event::settings::Settings;
 use crate::event::sources::{
     CpuEnergyKind, CpuEnergySource, CpuTimeSource, GpuEnergyKind, GpuEnergySource, Host, Sources,
@@ -75,22 +75,22 @@ fn sample_of(mono_ns: u64, rows: &Rows, energy: Vec<Option<Reading>>) -> Sample 
 }
 
 /// The books of a run, and how many workloads have begun in it.
-struct Session {
-    books: RunBooks,
+struct RunBooks {
+    inner: EnergyBooks,
     workloads: u64,
 }
 
-impl Session {
+impl RunBooks {
     fn new(header: Header) -> Self {
-        Self { books: RunBooks::open(header, true), workloads: 0 }
+        Self { inner: EnergyBooks::open(header, true), workloads: 0 }
     }
 
     fn header(&self) -> Header {
-        self.books.header().clone()
+        self.inner.header().clone()
     }
 
     fn apply(&mut self, event: &Event) {
-        self.books.apply(event);
+        self.inner.apply(event);
     }
 
     fn workload(&mut self, mut workload: Workload) {
@@ -108,7 +108,7 @@ impl Session {
     }
 
     fn window(&self) -> Option<WindowReport> {
-        super::window(&self.books)
+        super::window(&self.inner)
     }
 }
 
@@ -123,9 +123,9 @@ fn workload(name: &str) -> Workload {
     }
 }
 
-fn report(session: &mut Session) -> Report {
-    session.books.finish();
-    super::report(&mut session.books, Own::default())
+fn report(books: &mut RunBooks) -> Report {
+    books.inner.finish();
+    super::report(&mut books.inner, Own::default())
 }
 
 /// Every component's books close to 1e-9, and nothing is negative.

@@ -10,12 +10,12 @@ const STEP: f64 = STEP_NS as f64 * 1e-9;
 /// RAPL refreshes every 20 steps.
 const REFRESH: u64 = 20;
 
-/// CPUs busy by time in seconds, package and slot (idle is slot 1 and not asked for).
+/// CPUs busy by time in seconds, package and user (idle is user 1 and not asked for).
 pub(super) type Load = dyn Fn(f64, usize, usize) -> f64;
 
 pub(super) struct Machine<'a> {
     pub static_watts: f64,
-    /// Joules of a CPU-second, by slot.
+    /// Joules of a CPU-second, by user.
     pub per_cpu: Vec<f64>,
     pub load: &'a Load,
     /// Counts at the start, and the counter's range.
@@ -29,11 +29,11 @@ pub(super) struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    /// 20 W and 15 J a CPU-second in every package, for `slots` slots.
-    pub(super) fn new(packages: usize, slots: usize, load: &'a Load) -> Self {
+    /// 20 W and 15 J a CPU-second in every package, for `users` users.
+    pub(super) fn new(packages: usize, users: usize, load: &'a Load) -> Self {
         Self {
             static_watts: 20.0,
-            per_cpu: vec![15.0; slots],
+            per_cpu: vec![15.0; users],
             load,
             start: 0,
             range: 1 << 32,
@@ -41,7 +41,7 @@ impl<'a> Machine<'a> {
             step: 0,
             joules: vec![0.0; packages],
             shown: vec![0.0; packages],
-            cpu_ns: vec![vec![0.0; slots]; packages],
+            cpu_ns: vec![vec![0.0; users]; packages],
         }
     }
 
@@ -55,10 +55,10 @@ impl<'a> Machine<'a> {
         let time = self.step as f64 * STEP;
         for (package, row) in self.cpu_ns.iter_mut().enumerate() {
             let mut watts = self.static_watts;
-            for (slot, cell) in row.iter_mut().enumerate().filter(|&(slot, _)| slot != 1) {
-                let cpus = (self.load)(time, package, slot);
+            for (user, cell) in row.iter_mut().enumerate().filter(|&(user, _)| user != 1) {
+                let cpus = (self.load)(time, package, user);
                 *cell += cpus * STEP_NS as f64;
-                watts += self.per_cpu[slot] * cpus;
+                watts += self.per_cpu[user] * cpus;
             }
             self.joules[package] += watts * STEP;
             if self.step.is_multiple_of(REFRESH) {
@@ -96,9 +96,9 @@ impl<'a> Machine<'a> {
         samples
     }
 
-    /// The true dynamic joules of `slot` so far.
-    pub(super) fn truth(&self, slot: usize) -> f64 {
-        let ns: f64 = self.cpu_ns.iter().map(|row| row[slot]).sum();
-        self.per_cpu[slot] * ns * 1e-9
+    /// The true dynamic joules of `user` so far.
+    pub(super) fn truth(&self, user: usize) -> f64 {
+        let ns: f64 = self.cpu_ns.iter().map(|row| row[user]).sum();
+        self.per_cpu[user] * ns * 1e-9
     }
 }
