@@ -9,7 +9,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-use super::run::child::Signals;
+use super::signals::Signals;
 use crate::base::monotonic_ns;
 use crate::collector::{CgroupChanges, Collector, Last};
 use crate::config::Measure;
@@ -51,8 +51,7 @@ impl Rhythm {
     fn new(start: Instant, interval: Duration, longest: Option<Duration>) -> Self {
         let needed = longest
             .map_or(1.0, |longest| interval.as_secs_f64() / longest.as_secs_f64().max(0.001));
-        // A million readings in a window are more than any counter asks for.
-        let ticks = needed.ceil().clamp(1.0, 1e6) as u32;
+        let ticks = needed.ceil().clamp(1.0, f64::from(u32::MAX)) as u32;
         Self { start, period: interval / ticks, ticks, windows: 0 }
     }
 
@@ -247,6 +246,13 @@ mod tests {
         let (period, ends) = rhythm(10, Some(3), 4000);
         assert_eq!(period, seconds(10) / 4);
         assert_eq!(ends, (1..=1000).map(|window| window * 4).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn however_long_the_window_its_counters_are_read_in_time() {
+        let year = 365 * 24 * 3600;
+        let (period, _) = rhythm(year, Some(10), 1);
+        assert!(period <= Duration::from_secs(10), "{period:?}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use nix::sys::signal::Signal;
 
 use super::measure::{Measurement, Wake, runtime};
-use super::run::child::Signals;
+use super::signals::Signals;
 use crate::base::error::EXIT_FAILED;
 use crate::collector::{CgroupChanges, Collector, Newcomers};
 use crate::config::Watch;

@@ -80,9 +80,7 @@ impl Stream {
         let written = self.file.write_all(bytes).and_then(|()| self.file.flush());
         written.map_err(named(&self.name))
     }
-}
 
-impl Stream {
     /// From here on the result goes to a file of its own.
     fn go_elsewhere(&mut self, extension: &str) -> io::Result<()> {
         let name = format!("ecoprobe-run-{}.{extension}", std::process::id());

@@ -11,9 +11,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
 
-use self::child::{Child, Signals};
+use self::child::Child;
 use self::relay::Relay;
 use super::measure::{Measurement, Wake, runtime};
+use super::signals::Signals;
 use crate::base::error::EXIT_FAILED;
 use crate::collector::{Collector, Newcomers};
 use crate::config;
