@@ -326,3 +326,48 @@ fn what_the_command_leaves_behind_goes_on_writing() {
     std::io::Read::read_to_string(&mut fs::File::from(reader), &mut text).unwrap();
     assert_eq!(text, "first\nlast\n");
 }
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn a_reader_that_is_slow_gets_all_that_the_command_wrote() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut run = ecoprobe(["run", "--cpu-energy=none", "--gpu-energy=none", "--format=json"]);
+    run.current_dir(directory.path()).args(["--", "head", "-c", "120000", "/dev/zero"]);
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    run.stdout(writer).stderr(std::process::Stdio::null());
+    // It does not wait for the reader.
+    assert_eq!(run.spawn().unwrap().wait().unwrap().code(), Some(0));
+    drop(run);
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut fs::File::from(reader), &mut bytes).unwrap();
+    assert_eq!(bytes.len(), 120_000);
+}
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn what_copies_for_those_left_behind_holds_nothing_and_can_be_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut run = ecoprobe(["run", "--cpu-energy=none", "--gpu-energy=none", "--format=json"]);
+    run.current_dir(directory.path()).args(["--", "sh", "-c", "sleep 5 2>/dev/null &"]);
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    run.stdout(writer).stderr(std::process::Stdio::null());
+    let status = run.spawn().unwrap().wait().unwrap();
+    assert_eq!(status.code(), Some(0));
+    drop(run);
+    let reader = fs::File::from(reader);
+    let pipe =
+        format!("pipe:[{}]", std::os::unix::fs::MetadataExt::ino(&reader.metadata().unwrap()));
+    let descriptors = |pid: i32| -> Vec<PathBuf> {
+        let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        entries.filter_map(|entry| fs::read_link(entry.path()).ok()).collect()
+    };
+    let copies = |pid: &i32| {
+        *pid != std::process::id() as i32 && descriptors(*pid).contains(&PathBuf::from(&pipe))
+    };
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let copier = pids.find(copies).unwrap();
+    until("it to let go of the rest", || descriptors(copier).len() == 2);
+    kill(Pid::from_raw(copier), Signal::SIGTERM).unwrap();
+    until("its end", || !copies(&copier));
+}
