@@ -172,3 +172,12 @@ fn a_command_hears_its_signals_though_nobody_reads() {
     let report = run.rescued();
     assert!(number(&report["workloads"][0]["cpu_seconds"]) > 0.0);
 }
+
+#[test]
+fn a_diagnosis_that_nobody_reads_is_no_message() {
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+    drop(reader);
+    let ended = ecoprobe(["doctor"]).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(ended.status.code(), Some(1));
+    assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
+}
