@@ -6,20 +6,22 @@ mod relay;
 use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::{ExitCode, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
 
 use self::child::Child;
 use self::relay::Relay;
-use super::measure::{Measurement, Wake, runtime};
+use super::measure::{Measurement, Results, Wake, runtime};
 use super::signals::Signals;
 use crate::base::error::EXIT_FAILED;
 use crate::collector::{Collector, Newcomers};
 use crate::config;
 use crate::host::stdout;
 use crate::output::{self, Format, Target};
+use crate::pipeline;
+use crate::recording::Recorder;
 use crate::workload::hierarchy::Hierarchies;
 use crate::workload::names::Change;
 use crate::workload::scope::{Scope, clean_up_stale};
@@ -43,8 +45,9 @@ pub(super) fn run(config: &config::Run) -> anyhow::Result<ExitCode> {
         (relay, for_command) = (Some(started), write.into());
     }
     let output = output::open_quiet(&target)?;
+    let recorder = config.measure.record.as_deref().map(Recorder::create).transpose()?;
     let scope = Scope::create(roots)?;
-    runtime()?.block_on(measure(config, scope, output, for_command, relay))
+    runtime()?.block_on(measure(config, scope, (output, recorder), for_command, relay))
 }
 
 /// Whether a result for programs would stand among what the command prints.
@@ -55,7 +58,7 @@ fn would_mix(target: &Target) -> bool {
 async fn measure(
     config: &config::Run,
     scope: Scope,
-    output: Box<dyn output::Output>,
+    results: Results,
     for_command: Stdio,
     relay: Option<Relay>,
 ) -> anyhow::Result<ExitCode> {
@@ -63,7 +66,7 @@ async fn measure(
     let began = Change::Began(scope.workload(&name(config)));
     let options = &config.measure.collect;
     let opened = Collector::open(options, scope.hierarchy(), vec![began], Newcomers::Ignored)?;
-    let mut run = Measurement::start(&config.measure, opened, 1, output, signals)?;
+    let mut run = Measurement::start(&config.measure, opened, results, signals)?;
     let mut child = match Child::spawn(&config.command, &scope, for_command) {
         Ok(child) => child,
         Err(error) => {
@@ -73,10 +76,11 @@ async fn measure(
     };
     let status = until_it_ends(&mut run, &mut child).await?;
     run.last_tick();
+    let end = Instant::now() + pipeline::PATIENCE;
     // Before the result, which comes after all that the command wrote.
     let remaining = relay.and_then(|relay| relay.finish(RELAY_PATIENCE));
     let left_behind = scope.close();
-    let complete = run.finish(left_behind.into_iter().collect());
+    let complete = run.finish(left_behind.into_iter().collect(), end);
     if let Some(remaining) = remaining {
         remaining.leave_behind();
     }
