@@ -171,7 +171,9 @@ fn a_command_hears_its_signals_though_nobody_reads() {
     let ready = directory.path().join("ready");
     let mut command =
         ecoprobe(["run", "--interval=5ms", "--format=jsonl", "--cpu-energy=estimate"]);
-    command.args(["--gpu-energy=none", "--", "sh", "-c", script]).arg(&ready);
+    command
+        .args(["--gpu-energy=none", "--output=/dev/stdout", "--", "sh", "-c", script])
+        .arg(&ready);
     let mut run = Stalled::start(command, false);
     until("the command", || ready.exists());
     thread::sleep(Duration::from_secs(2));

@@ -93,7 +93,7 @@ impl Stream {
         let (path, file) =
             here.or_else(|_| create(std::env::temp_dir().join(&name))).map_err(named(&name))?;
         super::note(&format!(
-            "the command writes to standard output too: the result is in {}; choose with --output",
+            "standard output is the command's too: the result is in {}; choose with --output",
             path.display()
         ));
         (self.name, self.file) = (path.display().to_string(), BufWriter::new(file));

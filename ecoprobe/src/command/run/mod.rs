@@ -6,6 +6,8 @@ mod relay;
 use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::{ExitCode, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -38,11 +40,17 @@ pub(super) fn run(config: &config::Run) -> anyhow::Result<ExitCode> {
     let mut target = config.measure.output.clone();
     // Descriptor 1 may be standard error by now.
     let (mut relay, mut for_command) = (None, Stdio::from(stdout::duplicate()?));
-    if would_mix(&target) {
-        let (started, write) = Relay::start(stdout::duplicate()?)
-            .context("cannot pass on the command's standard output")?;
-        target.others = Some(started.used());
-        (relay, for_command) = (Some(started), write.into());
+    match target.format {
+        _ if !would_mix(&target) => {}
+        Format::Json => {
+            let (started, write) = Relay::start(stdout::duplicate()?)
+                .context("cannot pass on the command's standard output")?;
+            target.others = Some(started.used());
+            (relay, for_command) = (Some(started), write.into());
+        }
+        // What is written as it comes cannot wait for whether the command writes: it would stand in
+        // two places.
+        _ => target.others = Some(Arc::new(AtomicBool::new(true))),
     }
     let output = output::open_quiet(&target)?;
     let recorder = config.measure.record.as_deref().map(Recorder::create).transpose()?;
@@ -74,7 +82,12 @@ async fn measure(
             return Ok(ExitCode::from(error.exit_code()));
         }
     };
-    let status = until_it_ends(&mut run, &mut child).await?;
+    let status = until_it_ends(&mut run, &mut child).await;
+    // What was measured until then cannot be measured again.
+    let code = status.map(child::exit_code).unwrap_or_else(|error| {
+        run.warn(format!("the measurement ended early: {error:#}"));
+        EXIT_FAILED
+    });
     run.last_tick();
     let end = Instant::now() + pipeline::PATIENCE;
     // Before the result, which comes after all that the command wrote.
@@ -85,11 +98,11 @@ async fn measure(
         remaining.leave_behind();
     }
     // The command's own failure is the one that its caller must hear of.
-    let code = child::exit_code(status);
     Ok(ExitCode::from(if code == 0 && !complete { EXIT_FAILED } else { code }))
 }
 
 async fn until_it_ends(run: &mut Measurement, child: &mut Child) -> anyhow::Result<ExitStatus> {
+    let mut asked_to_end = false;
     loop {
         let wake = tokio::select! {
             biased;
@@ -106,14 +119,15 @@ async fn until_it_ends(run: &mut Measurement, child: &mut Child) -> anyhow::Resu
             }
             Wake::Cgroups(_) | Wake::Asked => {}
             Wake::Deadline => {
-                if let Err(error) = child.forward(Signal::SIGTERM) {
-                    run.warn(format!("the command could not be ended: {error}"));
-                }
-                let Ok(status) = tokio::time::timeout(GRACE, child.wait()).await else {
-                    child.forward(Signal::SIGKILL)?;
-                    return Ok(child.wait().await?);
+                let (signal, next) = match asked_to_end {
+                    false => (Signal::SIGTERM, Some(GRACE)),
+                    true => (Signal::SIGKILL, None),
                 };
-                return Ok(status?);
+                if let Err(error) = child.forward(signal) {
+                    run.warn(format!("the command could not be ended with {signal}: {error}"));
+                }
+                asked_to_end = true;
+                run.end_after(next);
             }
         }
     }
