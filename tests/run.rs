@@ -10,6 +10,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -175,6 +176,53 @@ fn a_duration_ends_the_command_too() {
     assert!((0.29..2.0).contains(&seconds), "{seconds}");
 }
 
+/// `run` for 300 ms; what there is besides, in its report, and how many samples were taken.
+#[track_caller]
+fn run_for_a_moment(
+    mut run: Command,
+    script: &str,
+    code: i32,
+    after_ready: Option<Signal>,
+) -> (Ended, f64) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    run.args(["run", "--cpu-energy=none", "--gpu-energy=none", "--format=json", "--interval=50ms"]);
+    run.args(["--duration=300ms", "--output"]).arg(file.path()).args(["--", "sh", "-c", script]);
+    let mut running = Running::spawn(run);
+    if let Some(signal) = after_ready {
+        running.wait_for_lines(1);
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+        running.signal(signal);
+    }
+    let ended = running.wait().exited(code);
+    let report: serde_json::Value =
+        serde_json::from_slice(&fs::read(file.path()).unwrap()).unwrap();
+    (ended, report["window"]["samples"].as_f64().unwrap())
+}
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn a_command_that_takes_its_time_to_end_is_measured_and_signalled_until_then() {
+    let script = "trap '' TERM; trap 'exit 4' USR1; echo ready; while :; do sleep 0.02; done";
+    let (_, samples) = run_for_a_moment(ecoprobe([""; 0]), script, 4, Some(Signal::SIGUSR1));
+    assert!(samples > 15.0, "{samples}");
+    // Some ten seconds are all the time there is.
+    let (_, samples) = run_for_a_moment(ecoprobe([""; 0]), script, 128 + 9, None);
+    assert!(samples > 100.0, "{samples}");
+}
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn a_command_that_may_not_be_killed_ends_by_itself_and_is_reported() {
+    // Root that has no right to signal others.
+    let mut run = Command::new("setpriv");
+    run.args(["--inh-caps=-kill", "--bounding-set=-kill", env!("CARGO_BIN_EXE_ecoprobe")]);
+    let script = "exec setpriv --reuid=65534 sh -c 'sleep 11.5; exit 6'";
+    let (ended, _) = run_for_a_moment(run, script, 6, None);
+    for signal in ["SIGTERM", "SIGKILL"] {
+        assert!(ended.stderr.contains(&format!("ended with {signal}")), "{}", ended.stderr);
+    }
+}
+
 #[test]
 #[ignore = "needs root: it makes cgroups and loads the probe"]
 fn what_the_command_leaves_running_is_said_and_lives_on() {
@@ -278,18 +326,16 @@ fn a_result_for_programs_does_not_stand_among_what_the_command_prints() {
         let file = files.remove(0);
         assert!(ended.stderr.contains(file.to_str().unwrap()), "{}", ended.stderr);
         let text = fs::read_to_string(&file).unwrap();
+        // All of it in one place.
+        assert_eq!(ended.stdout, "hello\n", "{format}");
         match format {
-            // What came before the command's first word had nothing to mix with.
-            "json" => {
-                assert_eq!(ended.stdout, "hello\n");
-                assert_closed(&serde_json::from_str(&text).unwrap());
-            }
+            "json" => assert_closed(&serde_json::from_str(&text).unwrap()),
             "jsonl" => {
-                assert!(ended.stdout.contains("\nhello\n"), "{}", ended.stdout);
+                assert!(text.starts_with(r#"{"type":"window""#), "{text}");
                 let last = text.lines().last().unwrap();
                 assert!(last.starts_with(r#"{"type":"report""#), "{last}");
             }
-            _ => assert!(ended.stdout.contains("hello\n"), "{}", ended.stdout),
+            _ => assert!(text.starts_with("start_s,") && text.lines().count() > 2, "{text}"),
         }
     }
 }
@@ -298,12 +344,8 @@ fn a_result_for_programs_does_not_stand_among_what_the_command_prints() {
 #[ignore = "needs root: it makes cgroups and loads the probe"]
 fn a_silent_commands_result_is_on_standard_output() {
     let directory = tempfile::tempdir().unwrap();
-    for format in ["json", "jsonl"] {
-        let ended = mixed(directory.path(), format, "sleep 0.25; echo err >&2");
-        let report = ended.stdout.lines().last().unwrap();
-        let report = if format == "json" { &ended.stdout } else { report };
-        assert_closed(&serde_json::from_str(report).unwrap());
-    }
+    let ended = mixed(directory.path(), "json", "sleep 0.25; echo err >&2");
+    assert_closed(&serde_json::from_str(&ended.stdout).unwrap());
     // And a table is for people.
     let ended = mixed(directory.path(), "table", "echo hello");
     assert!(ended.stdout.starts_with("hello\n") && ended.stdout.contains("WORKLOAD"));
@@ -317,7 +359,7 @@ fn what_the_command_leaves_behind_goes_on_writing() {
     let script = "echo first; (sleep 1; echo last) 2>/dev/null &";
     let mut run = ecoprobe(["run", "--cpu-energy=none", "--gpu-energy=none", "--format=json"]);
     run.current_dir(directory.path()).args(["--", "sh", "-c", script]);
-    let (reader, writer) = nix::unistd::pipe().unwrap();
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
     run.stdout(writer).stderr(std::process::Stdio::null());
     let status = run.spawn().unwrap().wait().unwrap();
     assert_eq!(status.code(), Some(0));
@@ -325,4 +367,52 @@ fn what_the_command_leaves_behind_goes_on_writing() {
     let mut text = String::new();
     std::io::Read::read_to_string(&mut fs::File::from(reader), &mut text).unwrap();
     assert_eq!(text, "first\nlast\n");
+}
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn a_reader_that_is_slow_gets_all_that_the_command_wrote() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut run = ecoprobe(["run", "--cpu-energy=none", "--gpu-energy=none", "--format=json"]);
+    run.current_dir(directory.path()).args(["--", "head", "-c", "120000", "/dev/zero"]);
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+    run.stdout(writer).stderr(std::process::Stdio::null());
+    // It does not wait for the reader.
+    assert_eq!(run.spawn().unwrap().wait().unwrap().code(), Some(0));
+    drop(run);
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut fs::File::from(reader), &mut bytes).unwrap();
+    assert_eq!(bytes.len(), 120_000);
+}
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn what_copies_for_those_left_behind_holds_nothing_and_can_be_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut run = ecoprobe(["run", "--cpu-energy=none", "--gpu-energy=none", "--format=json"]);
+    run.current_dir(directory.path()).args(["--", "sh", "-c", "sleep 5 2>/dev/null &"]);
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+    run.stdout(writer).stderr(std::process::Stdio::null());
+    let status = run.spawn().unwrap().wait().unwrap();
+    assert_eq!(status.code(), Some(0));
+    drop(run);
+    let reader = fs::File::from(reader);
+    let pipe =
+        format!("pipe:[{}]", std::os::unix::fs::MetadataExt::ino(&reader.metadata().unwrap()));
+    let descriptors = |pid: i32| -> Vec<PathBuf> {
+        let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        entries.filter_map(|entry| fs::read_link(entry.path()).ok()).collect()
+    };
+    let copies = |pid: &i32| {
+        *pid != std::process::id() as i32 && descriptors(*pid).contains(&PathBuf::from(&pipe))
+    };
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let copier = pids.find(copies).unwrap();
+    until("it to let go of the rest", || descriptors(copier).len() == 2);
+    let start = std::time::Instant::now();
+    kill(Pid::from_raw(copier), Signal::SIGTERM).unwrap();
+    until("its end", || !copies(&copier));
+    // Long before there is nobody left to copy for.
+    assert!(start.elapsed().as_secs() < 2, "{:?}", start.elapsed());
 }

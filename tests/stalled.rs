@@ -22,7 +22,7 @@ use sim::load::Load;
 
 /// A pipe that holds one page.
 fn narrow_pipe() -> (File, OwnedFd) {
-    let (read, write) = nix::unistd::pipe().unwrap();
+    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
     fcntl(write.as_fd(), FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
     (read.into(), write)
 }
@@ -102,6 +102,7 @@ fn a_signal_ends_a_run_whose_output_nobody_reads() {
     let cgroup = TestCgroup::v2("stalled");
     let _busy = Load::hog(cgroup.path(), 1);
     for (format, both) in [("jsonl", false), ("csv", false), ("json", false), ("jsonl", true)] {
+        let mut text = String::new();
         let mut run = Stalled::start(watch(&cgroup, format), both);
         thread::sleep(Duration::from_secs(2));
         run.signal(Signal::SIGTERM);
@@ -115,6 +116,14 @@ fn a_signal_ends_a_run_whose_output_nobody_reads() {
         assert_closed(&report);
         let seconds = number(&report["window"]["seconds"]);
         let samples = number(&report["window"]["samples"]);
+        if format == "jsonl" && !both {
+            // What waited, and what was being written, was not written.
+            run.reader.read_to_string(&mut text).unwrap();
+            let windows = text.matches('\n').count() as f64;
+            let lost = number(&report["self"]["windows_lost"]);
+            assert!((windows + lost - (samples - 1.0)).abs() <= 1.0, "{windows} {lost} {samples}");
+            assert!(report["warnings"].to_string().contains(&format!("{lost} windows were not")));
+        }
         // No tick waited: a hundred of them in each second, on a machine that others share.
         assert!(seconds > 1.0 && samples > 60.0 * seconds, "{samples} in {seconds} s");
         let cpu = number(&report["workloads"][0]["cpu_seconds"]);
@@ -162,7 +171,9 @@ fn a_command_hears_its_signals_though_nobody_reads() {
     let ready = directory.path().join("ready");
     let mut command =
         ecoprobe(["run", "--interval=5ms", "--format=jsonl", "--cpu-energy=estimate"]);
-    command.args(["--gpu-energy=none", "--", "sh", "-c", script]).arg(&ready);
+    command
+        .args(["--gpu-energy=none", "--output=/dev/stdout", "--", "sh", "-c", script])
+        .arg(&ready);
     let mut run = Stalled::start(command, false);
     until("the command", || ready.exists());
     thread::sleep(Duration::from_secs(2));
@@ -171,4 +182,45 @@ fn a_command_hears_its_signals_though_nobody_reads() {
     assert_eq!(run.ends_within(Duration::from_secs(2)), Some(5), "{}", run.stderr());
     let report = run.rescued();
     assert!(number(&report["workloads"][0]["cpu_seconds"]) > 0.0);
+}
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn a_recording_that_nobody_reads_can_be_ended_and_delays_nothing() {
+    let cgroup = TestCgroup::v2("fifo");
+    let _busy = Load::hog(cgroup.path(), 1);
+    let directory = tempfile::tempdir().unwrap();
+    let fifo = directory.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let start = || {
+        let mut command = watch(&cgroup, "jsonl");
+        command.arg("--record").arg(&fifo);
+        Stalled::start(command, false)
+    };
+    // Not even opened.
+    let mut run = start();
+    thread::sleep(Duration::from_millis(700));
+    run.signal(Signal::SIGTERM);
+    assert_eq!(run.ends_within(Duration::from_secs(1)), None, "killed by the signal");
+
+    // Neither the recording nor the result is read: both have the same second.
+    let mut run = start();
+    let reader = File::open(&fifo).unwrap();
+    fcntl(reader.as_fd(), FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    thread::sleep(Duration::from_secs(2));
+    run.signal(Signal::SIGTERM);
+    assert_eq!(run.ends_within(Duration::from_secs(1)), Some(1), "{}", run.stderr());
+    let report = run.rescued();
+    assert_closed(&report);
+    let said = report["warnings"].to_string();
+    assert!(said.contains("recording") && !said.contains("goes on without it"), "{said}");
+}
+
+#[test]
+fn a_diagnosis_that_nobody_reads_is_no_message() {
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+    drop(reader);
+    let ended = ecoprobe(["doctor"]).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(ended.status.code(), Some(1));
+    assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
 }

@@ -56,7 +56,7 @@ pub struct RunArgs {
 /// Options that every measuring command takes.
 #[derive(Debug, Args)]
 pub struct MeasureArgs {
-    /// Time between samples, at least 1ms.
+    /// How long a window is, at least 1ms. Counters are read more often where they need it.
     #[arg(long, value_name = "D", default_value = "1s", value_parser = parse_interval)]
     pub interval: Duration,
     /// Stop after this long. Without it: until Ctrl-C, or until every watched cgroup is gone.

@@ -8,7 +8,8 @@ use clap::Parser as _;
 
 pub use crate::collector::Last;
 pub use crate::command::doctor::{Check, Diagnosis, Level, diagnose, doctor};
-pub use crate::command::run::child::{Child, Signals, SpawnError, exit_code};
+pub use crate::command::run::child::{Child, SpawnError, exit_code};
+pub use crate::command::signals::Signals;
 pub use crate::config::Doctor;
 pub use crate::host::Roots;
 pub use crate::host::priority::Undisturbed;

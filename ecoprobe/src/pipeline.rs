@@ -4,7 +4,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::base::own::Own;
 use crate::energy::books::Books;
@@ -12,10 +12,12 @@ use crate::event::{Event, Header};
 use crate::output::writer::{Failure, Pace, Writer};
 use crate::output::{self, Output};
 use crate::recording::{Background, Incomplete, Recorder};
-use crate::view;
+use crate::view::{self, report::Report};
 
-/// How long the report, and the rest of a recording, may take to be written.
-const PATIENCE: Duration = Duration::from_millis(600);
+/// How long all that is written at the end may take: a signal ends a run within a second.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(800);
+/// Of it, what a recording leaves for the report.
+const FOR_REPORT: Duration = Duration::from_millis(250);
 /// Of a replay, that nobody waits for.
 const LONG_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
@@ -41,11 +43,10 @@ pub(crate) struct Consumers {
 }
 
 impl Pipeline {
-    /// Opens the books of the run that `header` describes. `rows` is about how many workloads there
-    /// will be.
-    pub(crate) fn open(header: Header, consumers: Consumers, rows: usize) -> io::Result<Self> {
+    /// Opens the books of the run that `header` describes.
+    pub(crate) fn open(header: Header, consumers: Consumers) -> io::Result<Self> {
         let Consumers { recorder, output, notes_in_report, pace } = consumers;
-        let writer = Writer::start(output, &header, rows, pace)?;
+        let writer = Writer::start(output, &header, pace)?;
         let recorder = recorder.map(Background::start).transpose()?;
         let mut pipeline = Self {
             books: Books::open(header.clone(), writer.shows_windows()),
@@ -99,13 +100,11 @@ impl Pipeline {
         self.writer.failure().is_some()
     }
 
-    /// The report of everything so far, and the end of output and recording. `false` if what was asked
-    /// for could not all be written; standard error has heard why, and where the report is.
-    pub(crate) fn finish(mut self, own: Own) -> bool {
-        let patience = match self.pace {
-            Pace::Live => PATIENCE,
-            Pace::Patient => LONG_PATIENCE,
-        };
+    /// The report of everything so far, and the end of output and recording, by `end` if there is one.
+    /// `false` if what was asked for could not all be written; standard error has heard why, and where
+    /// the report is.
+    pub(crate) fn finish(mut self, own: Own, end: Option<Instant>) -> bool {
+        let end = end.unwrap_or_else(|| Instant::now() + LONG_PATIENCE);
         if let Some(recorder) = self.recorder.take() {
             let joined = recorder.joined_samples();
             if joined > 0 {
@@ -114,34 +113,32 @@ impl Pipeline {
                      could not be written fast enough; no time and no joule is lost for it"
                 ));
             }
+            let patience = end.saturating_duration_since(Instant::now() + FOR_REPORT);
             if let Err(error) = recorder.finish(patience) {
-                self.give_up_recording(&error);
+                self.recording_failed = true;
+                self.warn(sentence(&error));
             }
         }
         let lost = self.writer.lost_windows();
-        if lost > 0 {
-            self.warn(format!(
-                "{lost} windows were not written, because the output was not read fast enough; the \
-                 report has everything"
-            ));
+        if let Some(said) = said_of_lost(lost)
+            && !self.notes_in_report
+        {
+            self.writer.note(said);
         }
         self.books.finish();
-        let report = Arc::new(view::report(&mut self.books, Own { windows_lost: lost, ..own }));
-        let written = match self.writer.finish(Arc::clone(&report), patience) {
-            Ok(()) => true,
-            Err(Failure::NobodyReads) => false,
+        let report = view::report(&mut self.books, own);
+        let failure = self.writer.finish(Arc::new(with_lost(report.clone(), lost)), end).err();
+        // Those that were still on their way did not arrive either.
+        let to_rescue = || with_lost(report, self.writer.undelivered_windows());
+        match failure {
+            None => return !self.recording_failed,
+            Some(Failure::NobodyReads) => {}
             // A recording can be replayed again.
-            Err(_) if self.pace == Pace::Patient => false,
-            Err(Failure::Said) => {
-                output::rescue_to_stderr(&report);
-                false
-            }
-            Err(Failure::Stalled) => {
-                output::rescue_to_file(&report);
-                false
-            }
-        };
-        written && !self.recording_failed
+            Some(_) if self.pace == Pace::Patient => {}
+            Some(Failure::Said) => output::rescue_to_stderr(&to_rescue()),
+            Some(Failure::Stalled) => output::rescue_to_file(&to_rescue()),
+        }
+        false
     }
 
     /// Ends without a report: there will be no more events, and it is said elsewhere why.
@@ -161,12 +158,31 @@ impl Pipeline {
     fn give_up_recording(&mut self, error: &Incomplete) {
         self.recorder = None;
         self.recording_failed = true;
-        let mut sentence = error.to_string();
-        let mut cause = std::error::Error::source(error);
-        while let Some(error) = cause {
-            sentence += &format!(": {error}");
-            cause = error.source();
-        }
-        self.warn(format!("{sentence}; the run goes on without it"));
+        self.warn(format!("{}; the run goes on without it", sentence(error)));
     }
+}
+
+fn sentence(error: &Incomplete) -> String {
+    let mut sentence = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        sentence += &format!(": {error}");
+        cause = error.source();
+    }
+    sentence
+}
+
+fn said_of_lost(windows: u64) -> Option<String> {
+    (windows > 0).then(|| {
+        format!(
+            "{windows} windows were not written, because the output did not take them; the report has \
+             everything"
+        )
+    })
+}
+
+fn with_lost(mut report: Report, windows: u64) -> Report {
+    report.own.windows_lost = windows;
+    report.warnings.extend(said_of_lost(windows));
+    report
 }

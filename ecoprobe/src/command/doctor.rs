@@ -2,17 +2,14 @@
 
 mod checks;
 
-use std::fs::File;
-use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use serde::Serialize;
 
 use crate::base::error::EXIT_CANNOT;
 use crate::config::Doctor;
 use crate::event::sources::CpuEnergyKind;
-use crate::host::stdout;
+use crate::output::{self, printable};
 
 pub(crate) const DOCTOR_SCHEMA: &str = "ecoprobe.doctor/1";
 
@@ -90,13 +87,13 @@ impl Abilities {
 pub fn doctor(config: &Doctor) -> anyhow::Result<ExitCode> {
     let diagnosis = diagnose(config);
     let text = if config.json {
-        serde_json::to_string_pretty(&diagnosis)? + "\n"
+        let mut text = serde_json::to_vec_pretty(&diagnosis)?;
+        text.push(b'\n');
+        output::printable_json(text)
     } else {
-        table(&diagnosis)
+        table(&diagnosis).into_bytes()
     };
-    stdout::duplicate()
-        .and_then(|descriptor| File::from(descriptor).write_all(text.as_bytes()))
-        .context("cannot write the result to standard output")?;
+    output::to_stdout(&text)?;
     Ok(if diagnosis.can.cpu_time { ExitCode::SUCCESS } else { ExitCode::from(EXIT_CANNOT) })
 }
 
@@ -119,9 +116,9 @@ fn table(diagnosis: &Diagnosis) -> String {
                 Level::Warning => "!",
                 Level::Missing => "no",
             };
-            text += &format!("  {mark:2}  {name:width$}  {detail}\n");
+            text += &format!("  {mark:2}  {name:width$}  {}\n", printable(detail));
             if let Some(mend) = mend {
-                text += &format!("      {:width$}  → {mend}\n", "");
+                text += &format!("      {:width$}  → {}\n", "", printable(mend));
             }
         }
         text.push('\n');
@@ -156,7 +153,7 @@ mod tests {
             name: "BTF",
             found: false,
             level: Level::Missing,
-            detail: "no file".into(),
+            detail: "no \u{1b}[31mfile\u{202e}".into(),
             mend: Some("boot another kernel".into()),
         };
         let can = Abilities {
@@ -167,7 +164,7 @@ mod tests {
         };
         let groups = vec![Group { name: "CPU time", checks: vec![check] }];
         let diagnosis = Diagnosis { schema: DOCTOR_SCHEMA, groups, can, summary: "So.".into() };
-        let expected = "CPU time\n  no  BTF  no file\n           → boot another kernel\n\nSo.\n";
+        let expected = "CPU time\n  no  BTF  no \\x1b[31mfile\\u{202e}\n           → boot another kernel\n\nSo.\n";
         assert_eq!(table(&diagnosis), expected);
     }
 }

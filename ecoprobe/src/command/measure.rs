@@ -9,7 +9,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-use super::run::child::Signals;
+use super::signals::Signals;
 use crate::base::monotonic_ns;
 use crate::collector::{CgroupChanges, Collector, Last};
 use crate::config::Measure;
@@ -20,6 +20,10 @@ use crate::output::{self, Output};
 use crate::pipeline::{Consumers, Pipeline};
 use crate::recording::Recorder;
 use crate::workload::names::Change;
+
+/// Where the result goes, and the recording. Opened before there are [`Signals`]: a FIFO waits for its
+/// reader, and what waits must be ended by a signal as usual.
+pub(super) type Results = (Box<dyn Output>, Option<Recorder>);
 
 /// One run: what is read, what becomes of it, and how often.
 pub(super) struct Measurement {
@@ -51,8 +55,7 @@ impl Rhythm {
     fn new(start: Instant, interval: Duration, longest: Option<Duration>) -> Self {
         let needed = longest
             .map_or(1.0, |longest| interval.as_secs_f64() / longest.as_secs_f64().max(0.001));
-        // A million readings in a window are more than any counter asks for.
-        let ticks = needed.ceil().clamp(1.0, 1e6) as u32;
+        let ticks = needed.ceil().clamp(1.0, f64::from(u32::MAX)) as u32;
         Self { start, period: interval / ticks, ticks, windows: 0 }
     }
 
@@ -83,18 +86,17 @@ impl Measurement {
     pub(super) fn start(
         config: &Measure,
         (mut collector, header): (Collector, Header),
-        rows: usize,
-        output: Box<dyn Output>,
+        (output, recorder): Results,
         signals: Signals,
     ) -> anyhow::Result<Self> {
         let longest = collector.longest_interval();
         let consumers = Consumers {
-            recorder: config.record.as_deref().map(Recorder::create).transpose()?,
+            recorder,
             output,
             notes_in_report: output::shows_notes(&config.output),
             pace: Pace::Live,
         };
-        let mut pipeline = Pipeline::open(header, consumers, rows)?;
+        let mut pipeline = Pipeline::open(header, consumers)?;
         let emit = &mut |event: &Event| pipeline.event(event);
         collector.begin(emit);
         collector.tick(Last::No, true, emit);
@@ -143,6 +145,11 @@ impl Measurement {
     pub(super) fn wake_at(&mut self, at_ns: Option<u64>) {
         let left = at_ns.map(|at| Duration::from_nanos(at.saturating_sub(monotonic_ns())));
         self.asked = left.map(|left| Instant::now() + left);
+    }
+
+    /// Moves the deadline to so long from now.
+    pub(super) fn end_after(&mut self, time: Option<Duration>) {
+        self.deadline = time.map(|time| Instant::now() + time);
     }
 
     pub(super) fn warn(&mut self, message: String) {
@@ -202,15 +209,15 @@ impl Measurement {
         self.pipeline.output_failed()
     }
 
-    /// The report of everything up to the last tick. `false` if what was asked for could not all be
+    /// The report of everything up to the last tick, written by `end` or not at all. `false` if what was asked for could not all be
     /// written; standard error has heard why, and where the report is.
-    pub(super) fn finish(self, more_warnings: Vec<String>) -> bool {
+    pub(super) fn finish(self, more_warnings: Vec<String>, end: std::time::Instant) -> bool {
         let Self { mut collector, mut pipeline, .. } = self;
         for warning in more_warnings {
             pipeline.warn(warning);
         }
         let own = collector.finish(&mut |event| pipeline.event(event));
-        pipeline.finish(own)
+        pipeline.finish(own, Some(end))
     }
 }
 
@@ -247,6 +254,13 @@ mod tests {
         let (period, ends) = rhythm(10, Some(3), 4000);
         assert_eq!(period, seconds(10) / 4);
         assert_eq!(ends, (1..=1000).map(|window| window * 4).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn however_long_the_window_its_counters_are_read_in_time() {
+        let year = 365 * 24 * 3600;
+        let (period, _) = rhythm(year, Some(10), 1);
+        assert!(period <= Duration::from_secs(10), "{period:?}");
     }
 
     #[test]

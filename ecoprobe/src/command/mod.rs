@@ -4,6 +4,7 @@ pub(crate) mod doctor;
 mod measure;
 mod replay;
 pub(crate) mod run;
+pub(crate) mod signals;
 mod watch;
 
 use std::process::ExitCode;

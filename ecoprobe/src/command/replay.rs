@@ -18,7 +18,7 @@ pub(super) fn replay(config: &Replay) -> anyhow::Result<ExitCode> {
         notes_in_report: output::shows_notes(&config.output),
         pace: Pace::Patient,
     };
-    let mut pipeline = Pipeline::open(header, consumers, 1)?;
+    let mut pipeline = Pipeline::open(header, consumers)?;
     for event in events {
         match event {
             Ok(event) => pipeline.event(&event),
@@ -31,6 +31,6 @@ pub(super) fn replay(config: &Replay) -> anyhow::Result<ExitCode> {
             break;
         }
     }
-    let complete = pipeline.finish(host::own::so_far());
+    let complete = pipeline.finish(host::own::so_far(), None);
     Ok(if complete { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) })
 }

@@ -1,15 +1,18 @@
 //! `ecoprobe --cgroup NAME`: what is already running.
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
-use super::measure::{Measurement, Wake, runtime};
-use super::run::child::Signals;
+use super::measure::{Measurement, Results, Wake, runtime};
+use super::signals::Signals;
 use crate::base::error::EXIT_FAILED;
 use crate::collector::{CgroupChanges, Collector, Newcomers};
 use crate::config::Watch;
 use crate::output;
+use crate::pipeline;
+use crate::recording::Recorder;
 use crate::workload::hierarchy::Hierarchies;
 use crate::workload::names::{Selection, resolve};
 use crate::workload::scope;
@@ -19,27 +22,40 @@ pub(super) fn watch(config: &Watch) -> anyhow::Result<ExitCode> {
     let selection = resolve(&config.names, roots)?;
     scope::clean_up_stale(&Hierarchies::find(roots)?);
     let output = output::open(&config.measure.output)?;
-    runtime()?.block_on(measure(config, selection, output))
+    let recorder = config.measure.record.as_deref().map(Recorder::create).transpose()?;
+    runtime()?.block_on(measure(config, selection, (output, recorder)))
 }
 
 async fn measure(
     config: &Watch,
     mut selection: Selection,
-    output: Box<dyn output::Output>,
+    results: Results,
 ) -> anyhow::Result<ExitCode> {
     let signals = Signals::listen()?;
     let workloads = selection.start();
-    let rows = workloads.len();
     let options = &config.measure.collect;
     let opened = Collector::open(options, &selection.hierarchy, workloads, Newcomers::Welcome)?;
     let warnings = std::mem::take(&mut selection.warnings);
-    let mut run = Measurement::start(&config.measure, opened, rows, output, signals)?;
+    let mut run = Measurement::start(&config.measure, opened, results, signals)?;
     for warning in warnings {
         run.warn(warning);
     }
+    // What was measured until then cannot be measured again.
+    let failed = until_it_is_over(&mut run, &mut selection).await.err();
+    if let Some(error) = &failed {
+        run.warn(format!("the measurement ended early: {error:#}"));
+    }
+    let gone = selection.is_over().then(|| "every watched cgroup is gone".to_owned());
+    run.last_tick();
+    let end = Instant::now() + pipeline::PATIENCE;
+    let complete = run.finish(gone.into_iter().collect(), end) && failed.is_none();
+    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) })
+}
+
+async fn until_it_is_over(run: &mut Measurement, selection: &mut Selection) -> anyhow::Result<()> {
     // What was made or removed before the probe could tell.
     let changes = run.cgroup_changes();
-    follow(&mut run, &mut selection, &CgroupChanges { lost: true, ..changes })?;
+    follow(run, selection, &CgroupChanges { lost: true, ..changes })?;
 
     while !selection.is_over() {
         run.wake_at(selection.wake_at());
@@ -47,25 +63,21 @@ async fn measure(
             Wake::Tick(due) => {
                 run.tick(due);
                 let changes = run.cgroup_changes();
-                follow(&mut run, &mut selection, &changes)?;
+                follow(run, selection, &changes)?;
                 if run.output_failed() {
                     break;
                 }
             }
-            Wake::Cgroups(changes) => follow(&mut run, &mut selection, &changes)?,
+            Wake::Cgroups(changes) => follow(run, selection, &changes)?,
             Wake::Deadline => break,
-            Wake::Asked => follow(&mut run, &mut selection, &CgroupChanges::default())?,
+            Wake::Asked => follow(run, selection, &CgroupChanges::default())?,
             Wake::Signal(Signal::SIGUSR1 | Signal::SIGUSR2) => {}
             Wake::Signal(_) => break,
         }
     }
-    let gone = selection.is_over().then(|| "every watched cgroup is gone".to_owned());
     // What has come and gone just now is billed as well.
     let changes = run.cgroup_changes();
-    run.apply(selection.update(&changes.made, &changes.removed, changes.lost))?;
-    run.last_tick();
-    let complete = run.finish(gone.into_iter().collect());
-    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) })
+    run.apply(selection.update(&changes.made, &changes.removed, changes.lost))
 }
 
 /// Takes in what became of cgroups, and whose they are.

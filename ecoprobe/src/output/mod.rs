@@ -16,7 +16,7 @@ pub(crate) mod writer;
 
 use std::fs;
 use std::io::{self, IsTerminal, Write as _};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -27,7 +27,7 @@ use crate::host::stdout;
 use crate::view::report::{Report, WindowReport};
 
 pub use progress::note;
-use text::printable;
+pub(crate) use text::{printable, printable_json};
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
@@ -59,7 +59,8 @@ pub struct Target {
     pub format: Format,
     /// `None`: standard output.
     pub file: Option<PathBuf>,
-    /// Whether somebody else has written to standard output; the result then goes elsewhere.
+    /// Whether somebody else has written to standard output, or may at any time; the result then goes
+    /// elsewhere.
     pub others: Option<Arc<AtomicBool>>,
 }
 
@@ -183,17 +184,30 @@ pub(crate) fn rescue_to_stderr(report: &Report) {
 /// As [`rescue_to_stderr`], where the one who reads the result may be the one who reads standard
 /// error: into a file of the temporary directory.
 pub(crate) fn rescue_to_file(report: &Report) {
-    let path = std::env::temp_dir().join(format!("ecoprobe-report-{}.json", std::process::id()));
-    let written = serde_json::to_vec_pretty(report).map_err(io::Error::from).and_then(|text| {
-        // Not over a file, and not through a link, that somebody else has put there.
-        let mut file = fs::File::options().write(true).create_new(true).open(&path)?;
-        file.write_all(&text)?;
-        file.write_all(b"\n")
-    });
-    note(&match written {
-        Ok(()) => format!("nobody reads the result: the report is in {}", path.display()),
+    note(&match rescue_into(&std::env::temp_dir(), report) {
+        Ok(path) => format!("nobody reads the result: the report is in {}", path.display()),
         Err(error) => format!("nobody reads the result, and the report is lost: {error}"),
     });
+}
+
+fn rescue_into(directory: &Path, report: &Report) -> io::Result<PathBuf> {
+    // Not over a file, and not through a link, that somebody else has put there.
+    let prefix = format!("ecoprobe-report-{}-", std::process::id());
+    let permissions = fs::Permissions::from_mode(0o666);
+    let mut file = tempfile::Builder::new()
+        .prefix(&prefix)
+        .suffix(".json")
+        .permissions(permissions)
+        .tempfile_in(directory)?;
+    let mut text = serde_json::to_vec_pretty(report)?;
+    text.push(b'\n');
+    file.write_all(&printable_json(text))?;
+    Ok(file.keep().map_err(|error| error.error)?.1)
+}
+
+/// Writes a result of one piece to standard output.
+pub(crate) fn to_stdout(text: &[u8]) -> io::Result<()> {
+    target::Stream::open(None, None)?.write(text)
 }
 
 #[cfg(test)]
@@ -253,6 +267,19 @@ start_s,seconds,workload,cpu_seconds,cpu_j,dram_j,gpu_j,idle_share_j,total_j,mea
         assert_eq!(text, expected);
         let empty = written(Format::Csv, &[]);
         assert_eq!(empty.lines().count(), 1, "the header tells an empty run from no run");
+    }
+
+    #[test]
+    fn each_rescued_report_has_a_file_of_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut odd = report();
+        odd.workloads[0].name = "a\u{202e}b".into();
+        let paths = [&report(), &odd].map(|report| rescue_into(directory.path(), report).unwrap());
+        let texts = paths.map(|path| std::fs::read_to_string(path).unwrap());
+        let read = |text| serde_json::from_str::<serde_json::Value>(text).unwrap();
+        assert_eq!(read(&texts[0]), serde_json::to_value(report()).unwrap());
+        assert_eq!(read(&texts[1]), serde_json::to_value(&odd).unwrap());
+        assert!(!texts[1].contains('\u{202e}'), "{}", texts[1]);
     }
 
     #[test]

@@ -80,9 +80,7 @@ impl Stream {
         let written = self.file.write_all(bytes).and_then(|()| self.file.flush());
         written.map_err(named(&self.name))
     }
-}
 
-impl Stream {
     /// From here on the result goes to a file of its own.
     fn go_elsewhere(&mut self, extension: &str) -> io::Result<()> {
         let name = format!("ecoprobe-run-{}.{extension}", std::process::id());
@@ -95,7 +93,7 @@ impl Stream {
         let (path, file) =
             here.or_else(|_| create(std::env::temp_dir().join(&name))).map_err(named(&name))?;
         super::note(&format!(
-            "the command writes to standard output too: the result is in {}; choose with --output",
+            "standard output is the command's too: the result is in {}; choose with --output",
             path.display()
         ));
         (self.name, self.file) = (path.display().to_string(), BufWriter::new(file));

@@ -17,7 +17,7 @@ fn is_unsafe(c: char) -> bool {
 }
 
 /// `text` with escapes in the place of such characters.
-pub(super) fn printable(text: &str) -> Cow<'_, str> {
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(is_unsafe) {
         return Cow::Borrowed(text);
     }
@@ -33,7 +33,7 @@ pub(super) fn printable(text: &str) -> Cow<'_, str> {
 }
 
 /// A JSON text in which such characters stand as JSON's own escapes: the same document.
-pub(super) fn printable_json(json: Vec<u8>) -> Vec<u8> {
+pub(crate) fn printable_json(json: Vec<u8>) -> Vec<u8> {
     // Controls of ASCII are escaped already, or are the white space between tokens.
     let Ok(text) = std::str::from_utf8(&json) else { return json };
     let wanted = |c: char| !c.is_ascii() && is_unsafe(c) || c == '\u{7f}';

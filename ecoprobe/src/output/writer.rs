@@ -3,18 +3,21 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::{Output, is_closed_pipe, progress};
 use crate::event::Header;
 use crate::view::report::{Report, WindowReport};
 
-/// How many windows may wait, by how many workloads are in one.
+/// How many windows and notes may wait.
 const MOST_WAITING: usize = 256;
-const LEAST_WAITING: usize = 4;
+/// And how many rows of windows, before the next window.
 const ROWS_WAITING: usize = 64 * 1024;
+
+const PAUSE: Duration = Duration::from_millis(2);
 
 #[derive(Debug)]
 enum Message {
@@ -49,10 +52,23 @@ pub(crate) struct Writer {
     queue: SyncSender<Message>,
     /// The thread's last word: the report is written, or it never will be.
     done: Receiver<()>,
-    failed: Arc<AtomicU8>,
+    thread: JoinHandle<()>,
+    shared: Arc<Shared>,
     pace: Pace,
     shows_windows: bool,
-    lost_windows: u64,
+    /// All that there were.
+    windows: u64,
+    /// Those that found no room.
+    refused_windows: u64,
+}
+
+/// What the thread tells.
+#[derive(Debug, Default)]
+struct Shared {
+    failed: AtomicU8,
+    delivered_windows: AtomicU64,
+    /// Of windows that wait, or are being written.
+    rows_waiting: AtomicUsize,
 }
 
 const GOOD: u8 = 0;
@@ -64,32 +80,41 @@ impl Writer {
     pub(crate) fn start(
         mut output: Box<dyn Output>,
         header: &Header,
-        rows: usize,
         pace: Pace,
     ) -> io::Result<Self> {
         output.begin(header)?;
         let shows_windows = output.shows_windows();
-        let room = (ROWS_WAITING / (rows + 1)).clamp(LEAST_WAITING, MOST_WAITING);
-        let (queue, messages) = sync_channel::<Message>(room);
+        let (queue, messages) = sync_channel::<Message>(MOST_WAITING);
         let (told, done) = sync_channel(1);
-        let failed = Arc::new(AtomicU8::new(GOOD));
-        let state = Arc::clone(&failed);
-        std::thread::Builder::new().name("ecoprobe-output".into()).spawn(move || {
+        let shared = Arc::new(Shared::default());
+        let told_by = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("ecoprobe-output".into());
+        let thread = thread.spawn(move || {
+            let shared = told_by;
             for message in messages {
                 let finished = matches!(message, Message::Finish(_));
+                let (windows, rows) = match &message {
+                    Message::Window(window) => (1, rows(window)),
+                    _ => (0, 0),
+                };
                 // What goes on cannot be measured again: a failure does not end the run by itself.
-                if state.load(Ordering::Acquire) == GOOD
-                    && let Err(error) = deliver(output.as_mut(), message)
-                {
-                    state.store(say(error, pace), Ordering::Release);
+                if shared.failed.load(Ordering::Acquire) == GOOD {
+                    match deliver(output.as_mut(), message) {
+                        Ok(()) => {
+                            shared.delivered_windows.fetch_add(windows, Ordering::AcqRel);
+                        }
+                        Err(error) => shared.failed.store(say(error, pace), Ordering::Release),
+                    }
                 }
+                shared.rows_waiting.fetch_sub(rows, Ordering::AcqRel);
                 if finished {
                     break;
                 }
             }
             let _ = told.send(());
         })?;
-        Ok(Self { queue, done, failed, pace, shows_windows, lost_windows: 0 })
+        let (windows, refused_windows) = (0, 0);
+        Ok(Self { queue, done, thread, shared, pace, shows_windows, windows, refused_windows })
     }
 
     /// Whether anybody sees windows. Where nobody does they are not worked out.
@@ -98,9 +123,20 @@ impl Writer {
     }
 
     pub(crate) fn window(&mut self, window: WindowReport) {
-        if !self.send(Message::Window(Box::new(window))) {
-            self.lost_windows += 1;
+        self.windows += 1;
+        let rows = rows(&window);
+        let is_full = || self.shared.rows_waiting.load(Ordering::Acquire) >= ROWS_WAITING;
+        while is_full() && self.pace == Pace::Patient && !self.thread.is_finished() {
+            std::thread::sleep(PAUSE);
         }
+        if !is_full() {
+            self.shared.rows_waiting.fetch_add(rows, Ordering::AcqRel);
+            if self.send(Message::Window(Box::new(window))) {
+                return;
+            }
+            self.shared.rows_waiting.fetch_sub(rows, Ordering::AcqRel);
+        }
+        self.refused_windows += 1;
     }
 
     /// For standard error, without spoiling what is on the screen.
@@ -116,14 +152,22 @@ impl Writer {
         }
     }
 
-    /// Windows that found no room.
+    /// Windows that are not in the output, nor on their way.
     pub(crate) fn lost_windows(&self) -> u64 {
-        self.lost_windows
+        match self.failure() {
+            None => self.refused_windows,
+            Some(_) => self.undelivered_windows(),
+        }
+    }
+
+    /// Windows that are not in the output.
+    pub(crate) fn undelivered_windows(&self) -> u64 {
+        self.windows - self.shared.delivered_windows.load(Ordering::Acquire)
     }
 
     /// Why the output takes no more, if it does not.
     pub(crate) fn failure(&self) -> Option<Failure> {
-        match self.failed.load(Ordering::Acquire) {
+        match self.shared.failed.load(Ordering::Acquire) {
             GOOD => None,
             NOBODY_READS => Some(Failure::NobodyReads),
             _ => Some(Failure::Said),
@@ -138,10 +182,9 @@ impl Writer {
         let _ = done.recv();
     }
 
-    /// Writes the report and waits for the end of it, at most for `patience`.
-    pub(crate) fn finish(self, report: Arc<Report>, patience: Duration) -> Result<(), Failure> {
-        const PAUSE: Duration = Duration::from_millis(2);
-        let end = Instant::now() + patience;
+    /// Writes the report and waits for the end of it, at most until `end`. Nothing can be handed over
+    /// after it.
+    pub(crate) fn finish(&mut self, report: Arc<Report>, end: Instant) -> Result<(), Failure> {
         let mut message = Message::Finish(report);
         loop {
             match self.queue.try_send(message) {
@@ -162,6 +205,11 @@ impl Writer {
         }
         self.failure().map_or(Ok(()), Err)
     }
+}
+
+/// What a window takes, in rows; one with no workload is not for nothing.
+fn rows(window: &WindowReport) -> usize {
+    window.workloads.len() + 1
 }
 
 fn deliver(output: &mut dyn Output, message: Message) -> io::Result<()> {
@@ -191,6 +239,10 @@ mod tests {
 
     use super::*;
     use crate::output::table::fixtures::{header, report, window};
+
+    fn soon(milliseconds: u64) -> Instant {
+        Instant::now() + Duration::from_millis(milliseconds)
+    }
 
     /// Writes when it is told to.
     #[derive(Debug)]
@@ -224,7 +276,7 @@ mod tests {
     fn gate() -> (Writer, Sender<()>, Receiver<&'static str>) {
         let ((open, gate), (seen, saw)) = (channel(), channel());
         let gate = Gate { open: Arc::new(Mutex::new(gate)), seen };
-        let writer = Writer::start(Box::new(gate), &header(), 100_000, Pace::Live).unwrap();
+        let writer = Writer::start(Box::new(gate), &header(), Pace::Live).unwrap();
         (writer, open, saw)
     }
 
@@ -232,19 +284,17 @@ mod tests {
     fn a_reader_that_stalls_costs_windows_and_they_are_counted() {
         let (mut writer, open, saw) = gate();
         for _ in 0..10 {
-            writer.window(window(1));
+            writer.window(window(ROWS_WAITING / 4));
         }
-        // One is being written, and as many wait as find room.
+        // Four are too much, of which one may be being written.
         let lost = writer.lost_windows();
-        assert!(
-            (10 - LEAST_WAITING as u64 - 1..=10 - LEAST_WAITING as u64).contains(&lost),
-            "{lost}"
-        );
+        assert_eq!(lost, 6);
         (0..20).for_each(|_| open.send(()).unwrap());
-        writer.finish(Arc::new(report()), Duration::from_secs(10)).unwrap();
-        let seen: Vec<_> = saw.iter().collect();
+        writer.finish(Arc::new(report()), soon(10_000)).unwrap();
+        let seen: Vec<_> = saw.try_iter().collect();
         assert_eq!(seen.len() as u64, 10 - lost + 1);
         assert_eq!(seen.last(), Some(&"report"));
+        assert_eq!(writer.undelivered_windows(), lost);
     }
 
     #[test]
@@ -254,9 +304,27 @@ mod tests {
             writer.window(window(1));
         }
         let start = Instant::now();
-        let outcome = writer.finish(Arc::new(report()), Duration::from_millis(100));
+        let outcome = writer.finish(Arc::new(report()), soon(100));
         assert_eq!(outcome, Err(Failure::Stalled));
+        assert_eq!(writer.undelivered_windows(), 10, "those on their way count");
         assert!(start.elapsed() < Duration::from_secs(2));
+    }
+
+    #[test]
+    fn a_replay_waits_for_room_and_loses_nothing() {
+        let ((open, gate), (seen, saw)) = (channel(), channel());
+        let gate = Gate { open: Arc::new(Mutex::new(gate)), seen };
+        let mut writer = Writer::start(Box::new(gate), &header(), Pace::Patient).unwrap();
+        let sender = std::thread::spawn(move || {
+            (0..10).for_each(|_| writer.window(window(ROWS_WAITING / 4)));
+            writer
+        });
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!sender.is_finished(), "no room for ten");
+        (0..11).for_each(|_| open.send(()).unwrap());
+        let mut writer = sender.join().unwrap();
+        writer.finish(Arc::new(report()), soon(10_000)).unwrap();
+        assert_eq!((saw.try_iter().count(), writer.undelivered_windows()), (11, 0));
     }
 
     #[derive(Debug)]
@@ -278,9 +346,10 @@ mod tests {
 
     #[test]
     fn an_output_that_fails_says_so_once_and_is_left_alone() {
-        let mut writer = Writer::start(Box::new(Broken), &header(), 1, Pace::Patient).unwrap();
+        let mut writer = Writer::start(Box::new(Broken), &header(), Pace::Patient).unwrap();
         writer.window(window(1));
         writer.window(window(1));
-        assert_eq!(writer.finish(Arc::new(report()), Duration::from_secs(10)), Err(Failure::Said));
+        assert_eq!(writer.finish(Arc::new(report()), soon(10_000)), Err(Failure::Said));
+        assert_eq!((writer.lost_windows(), writer.undelivered_windows()), (2, 2));
     }
 }

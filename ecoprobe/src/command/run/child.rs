@@ -3,30 +3,17 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::future::poll_fn;
 use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
-use std::task::Poll;
 
 use nix::sys::signal::{self, Signal};
 use nix::unistd::{Pid, getpgid, getpgrp, tcgetpgrp};
 use tokio::process::Command;
-use tokio::signal::unix::{self, SignalKind};
 
 use crate::base::error::{EXIT_CANNOT, EXIT_FAILED, EXIT_USAGE};
 use crate::workload::scope::Scope;
-
-/// What is passed on to the command.
-const FORWARDED: [Signal; 6] = [
-    Signal::SIGINT,
-    Signal::SIGQUIT,
-    Signal::SIGTERM,
-    Signal::SIGHUP,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-];
 
 /// Why a command did not start.
 #[derive(Debug, thiserror::Error)]
@@ -153,50 +140,6 @@ fn shares_terminal(pid: Pid) -> bool {
 pub fn exit_code(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(EXIT_FAILED)
-}
-
-/// The signals that end a measurement or are passed on to the command. Listen before the command
-/// starts, so that none is lost in between.
-#[derive(Debug)]
-pub struct Signals {
-    streams: Vec<(Signal, unix::Signal)>,
-}
-
-impl Signals {
-    /// A hangup that is ignored when ecoprobe starts stays ignored, here and in the command:
-    /// listening would undo `nohup`. The others are listened to even so: shells start background
-    /// jobs with interrupts ignored, and a script that interrupts one means it.
-    pub fn listen() -> io::Result<Self> {
-        let wanted = |signal: &Signal| *signal != Signal::SIGHUP || !is_ignored(*signal);
-        let streams = FORWARDED.into_iter().filter(wanted).map(|signal| {
-            let stream = unix::signal(SignalKind::from_raw(signal as i32))?;
-            Ok((signal, stream))
-        });
-        Ok(Self { streams: streams.collect::<io::Result<_>>()? })
-    }
-
-    /// The next signal to arrive. May be dropped and called again.
-    pub async fn next(&mut self) -> Signal {
-        poll_fn(|context| {
-            for (signal, stream) in &mut self.streams {
-                if let Poll::Ready(Some(())) = stream.poll_recv(context) {
-                    return Poll::Ready(*signal);
-                }
-            }
-            Poll::Pending
-        })
-        .await
-    }
-}
-
-fn is_ignored(signal: Signal) -> bool {
-    // SAFETY: sigaction(2) with no new action only fills in the old one, which is plain data.
-    let action = unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        libc::sigaction(signal as i32, std::ptr::null(), &mut action);
-        action
-    };
-    action.sa_sigaction == libc::SIG_IGN
 }
 
 #[cfg(test)]

@@ -6,19 +6,24 @@ mod relay;
 use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::{ExitCode, ExitStatus, Stdio};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
 
-use self::child::{Child, Signals};
+use self::child::Child;
 use self::relay::Relay;
-use super::measure::{Measurement, Wake, runtime};
+use super::measure::{Measurement, Results, Wake, runtime};
+use super::signals::Signals;
 use crate::base::error::EXIT_FAILED;
 use crate::collector::{Collector, Newcomers};
 use crate::config;
 use crate::host::stdout;
 use crate::output::{self, Format, Target};
+use crate::pipeline;
+use crate::recording::Recorder;
 use crate::workload::hierarchy::Hierarchies;
 use crate::workload::names::Change;
 use crate::workload::scope::{Scope, clean_up_stale};
@@ -35,15 +40,22 @@ pub(super) fn run(config: &config::Run) -> anyhow::Result<ExitCode> {
     let mut target = config.measure.output.clone();
     // Descriptor 1 may be standard error by now.
     let (mut relay, mut for_command) = (None, Stdio::from(stdout::duplicate()?));
-    if would_mix(&target) {
-        let (started, write) = Relay::start(stdout::duplicate()?)
-            .context("cannot pass on the command's standard output")?;
-        target.others = Some(started.used());
-        (relay, for_command) = (Some(started), write.into());
+    match target.format {
+        _ if !would_mix(&target) => {}
+        Format::Json => {
+            let (started, write) = Relay::start(stdout::duplicate()?)
+                .context("cannot pass on the command's standard output")?;
+            target.others = Some(started.used());
+            (relay, for_command) = (Some(started), write.into());
+        }
+        // What is written as it comes cannot wait for whether the command writes: it would stand in
+        // two places.
+        _ => target.others = Some(Arc::new(AtomicBool::new(true))),
     }
     let output = output::open_quiet(&target)?;
+    let recorder = config.measure.record.as_deref().map(Recorder::create).transpose()?;
     let scope = Scope::create(roots)?;
-    runtime()?.block_on(measure(config, scope, output, for_command, relay))
+    runtime()?.block_on(measure(config, scope, (output, recorder), for_command, relay))
 }
 
 /// Whether a result for programs would stand among what the command prints.
@@ -54,7 +66,7 @@ fn would_mix(target: &Target) -> bool {
 async fn measure(
     config: &config::Run,
     scope: Scope,
-    output: Box<dyn output::Output>,
+    results: Results,
     for_command: Stdio,
     relay: Option<Relay>,
 ) -> anyhow::Result<ExitCode> {
@@ -62,7 +74,7 @@ async fn measure(
     let began = Change::Began(scope.workload(&name(config)));
     let options = &config.measure.collect;
     let opened = Collector::open(options, scope.hierarchy(), vec![began], Newcomers::Ignored)?;
-    let mut run = Measurement::start(&config.measure, opened, 1, output, signals)?;
+    let mut run = Measurement::start(&config.measure, opened, results, signals)?;
     let mut child = match Child::spawn(&config.command, &scope, for_command) {
         Ok(child) => child,
         Err(error) => {
@@ -70,21 +82,27 @@ async fn measure(
             return Ok(ExitCode::from(error.exit_code()));
         }
     };
-    let status = until_it_ends(&mut run, &mut child).await?;
+    let status = until_it_ends(&mut run, &mut child).await;
+    // What was measured until then cannot be measured again.
+    let code = status.map(child::exit_code).unwrap_or_else(|error| {
+        run.warn(format!("the measurement ended early: {error:#}"));
+        EXIT_FAILED
+    });
     run.last_tick();
+    let end = Instant::now() + pipeline::PATIENCE;
     // Before the result, which comes after all that the command wrote.
     let remaining = relay.and_then(|relay| relay.finish(RELAY_PATIENCE));
     let left_behind = scope.close();
-    let complete = run.finish(left_behind.into_iter().collect());
+    let complete = run.finish(left_behind.into_iter().collect(), end);
     if let Some(remaining) = remaining {
         remaining.leave_behind();
     }
     // The command's own failure is the one that its caller must hear of.
-    let code = child::exit_code(status);
     Ok(ExitCode::from(if code == 0 && !complete { EXIT_FAILED } else { code }))
 }
 
 async fn until_it_ends(run: &mut Measurement, child: &mut Child) -> anyhow::Result<ExitStatus> {
+    let mut asked_to_end = false;
     loop {
         let wake = tokio::select! {
             biased;
@@ -101,14 +119,15 @@ async fn until_it_ends(run: &mut Measurement, child: &mut Child) -> anyhow::Resu
             }
             Wake::Cgroups(_) | Wake::Asked => {}
             Wake::Deadline => {
-                if let Err(error) = child.forward(Signal::SIGTERM) {
-                    run.warn(format!("the command could not be ended: {error}"));
-                }
-                let Ok(status) = tokio::time::timeout(GRACE, child.wait()).await else {
-                    child.forward(Signal::SIGKILL)?;
-                    return Ok(child.wait().await?);
+                let (signal, next) = match asked_to_end {
+                    false => (Signal::SIGTERM, Some(GRACE)),
+                    true => (Signal::SIGKILL, None),
                 };
-                return Ok(status?);
+                if let Err(error) = child.forward(signal) {
+                    run.warn(format!("the command could not be ended with {signal}: {error}"));
+                }
+                asked_to_end = true;
+                run.end_after(next);
             }
         }
     }

@@ -2,8 +2,9 @@
 //! whether the command writes anything decides where the result goes.
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::thread::JoinHandleExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -11,31 +12,48 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::unistd::{ForkResult, fork, pipe2};
 
 /// How often the thread looks whether it is to stop.
 const LOOK_MS: u8 = 50;
+
+/// Makes a write that waits for a reader return. By default nobody hears it, and nobody else here uses
+/// it.
+const INTERRUPT: Signal = Signal::SIGURG;
 
 /// Copies a pipe to standard output.
 #[derive(Debug)]
 pub(super) struct Relay {
     /// Something was written.
     used: Arc<AtomicBool>,
-    stop: Arc<AtomicBool>,
-    /// Ends with the pipe, if somebody may still write to it.
-    thread: JoinHandle<Option<(File, File)>>,
+    orders: Arc<Orders>,
+    thread: JoinHandle<Option<Remaining>>,
+}
+
+#[derive(Debug, Default)]
+struct Orders {
+    /// End as soon as the pipe is empty.
+    stop: AtomicBool,
+    /// End now.
+    hand_over: AtomicBool,
 }
 
 impl Relay {
     /// Starts it; the command gets the pipe's other end.
     pub(super) fn start(stdout: OwnedFd) -> io::Result<(Self, OwnedFd)> {
+        let quietly = SigHandler::Handler(do_nothing);
+        // Without SA_RESTART: an interrupted write says how far it came.
+        let action = SigAction::new(quietly, SaFlags::empty(), SigSet::empty());
+        // SAFETY: the handler does nothing, which is async-signal-safe.
+        unsafe { sigaction(INTERRUPT, &action) }?;
         let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
-        let (used, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let (uses, stops) = (Arc::clone(&used), Arc::clone(&stop));
+        let (used, orders) = (Arc::new(AtomicBool::new(false)), Arc::new(Orders::default()));
+        let (uses, hears) = (Arc::clone(&used), Arc::clone(&orders));
         let (from, to) = (File::from(read), File::from(stdout));
-        let copy = move || copy(from, to, &uses, &stops);
+        let copy = move || copy(from, to, &uses, &hears);
         let thread = std::thread::Builder::new().name("ecoprobe-relay".into()).spawn(copy)?;
-        Ok((Self { used, stop, thread }, write))
+        Ok((Self { used, orders, thread }, write))
     }
 
     /// Whether the command has written anything, now and later.
@@ -43,27 +61,32 @@ impl Relay {
         Arc::clone(&self.used)
     }
 
-    /// The command has ended: what it wrote is passed on, as far as somebody reads it. Processes that
-    /// it left behind may go on writing.
+    /// The command has ended: what it wrote is passed on, as far as it is read within `patience`. The
+    /// rest, and what processes that it left behind may go on writing, is in what is returned.
     pub(super) fn finish(self, patience: Duration) -> Option<Remaining> {
-        self.stop.store(true, Ordering::Release);
+        self.orders.stop.store(true, Ordering::Release);
         let end = Instant::now() + patience;
         while !self.thread.is_finished() {
             if Instant::now() > end {
-                return None;
+                self.orders.hand_over.store(true, Ordering::Release);
+                // Again and again: one may come just before the write begins.
+                // SAFETY: a thread that was not joined yet may be signalled.
+                unsafe { libc::pthread_kill(self.thread.as_pthread_t(), INTERRUPT as i32) };
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        let (from, to) = self.thread.join().ok()??;
-        Some(Remaining { from, to })
+        self.thread.join().ok()?
     }
 }
 
-/// A pipe that is empty and not closed.
+extern "C" fn do_nothing(_: libc::c_int) {}
+
+/// A pipe that is not closed, and what was read from it and not written yet.
 #[derive(Debug)]
 pub(super) struct Remaining {
     from: File,
     to: File,
+    rest: Vec<u8>,
 }
 
 impl Remaining {
@@ -71,63 +94,100 @@ impl Remaining {
     /// standard output itself. For the very end of the program.
     pub(super) fn leave_behind(self) {
         let (from, to) = (self.from.as_raw_fd(), self.to.as_raw_fd());
-        // SAFETY: the child calls read(2), write(2), close(2) and _exit(2), nothing else.
+        // SAFETY: the child makes async-signal-safe system calls and nothing else.
         match unsafe { fork() } {
-            Ok(ForkResult::Child) => copy_and_exit(from, to),
+            Ok(ForkResult::Child) => copy_and_exit(from, to, &self.rest),
             // Without it the writers lose their reader.
             Ok(ForkResult::Parent { .. }) | Err(_) => {}
         }
     }
 }
 
-fn copy(
-    mut from: File,
-    mut to: File,
-    used: &AtomicBool,
-    stop: &AtomicBool,
-) -> Option<(File, File)> {
+fn copy(mut from: File, mut to: File, used: &AtomicBool, orders: &Orders) -> Option<Remaining> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         // What stands in the pipe when we are told to stop is passed on first.
-        let stopping = stop.load(Ordering::Acquire);
+        let stopping = orders.stop.load(Ordering::Acquire);
         let mut ready = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
         match poll(&mut ready, if stopping { 0 } else { LOOK_MS }) {
-            Ok(0) if stopping => return Some((from, to)),
+            Ok(0) if stopping => return Some(Remaining { from, to, rest: Vec::new() }),
             Ok(0) | Err(nix::errno::Errno::EINTR) => continue,
             Ok(_) => {}
             Err(_) => return None,
         }
-        let length = from.read(&mut buffer).ok().filter(|length| *length > 0)?;
+        let length = match from.read(&mut buffer) {
+            Ok(0) => return None,
+            Ok(length) => length,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(_) => return None,
+        };
         used.store(true, Ordering::Release);
-        // A reader that went away is the command's to notice: its pipe closes with this thread.
-        to.write_all(&buffer[..length]).ok()?;
+        let mut rest = &buffer[..length];
+        while !rest.is_empty() {
+            match to.write(rest) {
+                Ok(written) => rest = &rest[written..],
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // Whoever gave us the descriptor may have made it non-blocking.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    let _ = poll(&mut [PollFd::new(to.as_fd(), PollFlags::POLLOUT)], LOOK_MS);
+                }
+                // A reader that went away is the command's to notice: its pipe closes with this thread.
+                Err(_) => return None,
+            }
+            if orders.hand_over.load(Ordering::Acquire) {
+                let rest = rest.to_vec();
+                return Some(Remaining { from, to, rest });
+            }
+        }
     }
 }
 
-fn copy_and_exit(from: RawFd, to: RawFd) -> ! {
+fn copy_and_exit(from: RawFd, to: RawFd, rest: &[u8]) -> ! {
     let mut buffer = [0_u8; 4096];
-    // SAFETY: plain system calls on descriptors that this process has inherited; `buffer` outlives
-    // them, and `length` is within it.
+    // SAFETY: plain system calls on descriptors that this process has inherited (above 2, which the
+    // runtime keeps open); `buffer` and `rest` outlive them, and lengths are within them.
     unsafe {
-        // What else was inherited is not held open.
-        for descriptor in 0..1024 {
-            if descriptor != from && descriptor != to {
-                libc::close(descriptor);
+        // What was handled here ends this process, as it ends any other.
+        for signal in 1..=31 {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            libc::sigaction(signal, std::ptr::null(), &mut action);
+            if action.sa_sigaction != libc::SIG_IGN {
+                libc::signal(signal, libc::SIG_DFL);
             }
         }
+        // What else was inherited is not held open.
+        libc::dup2(from, 0);
+        libc::dup2(to, 1);
+        if libc::syscall(libc::SYS_close_range, 2, libc::c_uint::MAX, 0) != 0 {
+            // Before Linux 5.9.
+            (2..1024).for_each(|descriptor| {
+                libc::close(descriptor);
+            });
+        }
+        write_or_exit(rest);
         loop {
-            let length = libc::read(from, buffer.as_mut_ptr().cast(), buffer.len());
-            if length <= 0 {
-                libc::_exit(0);
+            match libc::read(0, buffer.as_mut_ptr().cast(), buffer.len()) {
+                length @ 1.. => write_or_exit(&buffer[..length as usize]),
+                _ => libc::_exit(0),
             }
-            let mut written = 0;
-            while written < length {
-                let left = (length - written) as usize;
-                let step = libc::write(to, buffer.as_ptr().add(written as usize).cast(), left);
-                if step <= 0 {
-                    libc::_exit(0);
+        }
+    }
+}
+
+/// # Safety
+///
+/// For a process that `fork` made, whose descriptor 1 is the output.
+unsafe fn write_or_exit(mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        // SAFETY: `bytes` lives as long as the calls; nothing is allocated.
+        unsafe {
+            match libc::write(1, bytes.as_ptr().cast(), bytes.len()) {
+                written @ 1.. => bytes = &bytes[written as usize..],
+                _ if *libc::__errno_location() == libc::EAGAIN => {
+                    let mut ready = libc::pollfd { fd: 1, events: libc::POLLOUT, revents: 0 };
+                    libc::poll(&mut ready, 1, -1);
                 }
-                written += step;
+                _ => libc::_exit(0),
             }
         }
     }
@@ -164,6 +224,23 @@ mod tests {
         let remaining = relay.finish(Duration::from_secs(5));
         assert!(remaining.is_some() && !used.load(Ordering::Acquire));
         drop(write);
+    }
+
+    #[test]
+    fn no_byte_is_lost_to_a_reader_that_is_slow() {
+        let (relay, mut write, mut read) = relay();
+        // More than one pipe holds: some of it is in the other, or in between.
+        let text: Vec<u8> = (0..120_000_u32).map(|i| (i % 251) as u8).collect();
+        write.write_all(&text).unwrap();
+        drop(write);
+        let start = Instant::now();
+        let remaining = relay.finish(Duration::from_millis(50)).unwrap();
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        assert!(!remaining.rest.is_empty());
+        remaining.leave_behind();
+        let mut arrived = Vec::new();
+        read.read_to_end(&mut arrived).unwrap();
+        assert!(arrived == text, "{} bytes of {}", arrived.len(), text.len());
     }
 
     #[test]

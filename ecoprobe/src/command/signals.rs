@@ -1,0 +1,62 @@
+//! The signals that a measurement hears.
+
+use std::future::poll_fn;
+use std::io;
+use std::task::Poll;
+
+use nix::sys::signal::Signal;
+use tokio::signal::unix::{self, SignalKind};
+
+/// They end a measurement, or are passed on to the command of `run`.
+const HEARD: [Signal; 6] = [
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGHUP,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+];
+
+/// The signals that end a measurement or are passed on to the command. Listen before the command
+/// starts, so that none is lost in between.
+#[derive(Debug)]
+pub struct Signals {
+    streams: Vec<(Signal, unix::Signal)>,
+}
+
+impl Signals {
+    /// A hangup that is ignored when ecoprobe starts stays ignored, here and in the command:
+    /// listening would undo `nohup`. The others are listened to even so: shells start background
+    /// jobs with interrupts ignored, and a script that interrupts one means it.
+    pub fn listen() -> io::Result<Self> {
+        let wanted = |signal: &Signal| *signal != Signal::SIGHUP || !is_ignored(*signal);
+        let streams = HEARD.into_iter().filter(wanted).map(|signal| {
+            let stream = unix::signal(SignalKind::from_raw(signal as i32))?;
+            Ok((signal, stream))
+        });
+        Ok(Self { streams: streams.collect::<io::Result<_>>()? })
+    }
+
+    /// The next signal to arrive. May be dropped and called again.
+    pub async fn next(&mut self) -> Signal {
+        poll_fn(|context| {
+            for (signal, stream) in &mut self.streams {
+                if let Poll::Ready(Some(())) = stream.poll_recv(context) {
+                    return Poll::Ready(*signal);
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+fn is_ignored(signal: Signal) -> bool {
+    // SAFETY: sigaction(2) with no new action only fills in the old one, which is plain data.
+    let action = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal as i32, std::ptr::null(), &mut action);
+        action
+    };
+    action.sa_sigaction == libc::SIG_IGN
+}
