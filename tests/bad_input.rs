@@ -374,6 +374,31 @@ fn a_full_disk_costs_the_file_and_not_the_figures() {
 
 #[test]
 #[ignore = "needs root: it makes cgroups and loads the probe"]
+fn a_file_that_may_not_grow_is_like_a_full_disk() {
+    let bench = Bench::new();
+    let limited = |arguments: &[&str]| {
+        let mut command = Command::new("sh");
+        // 8 KiB.
+        command.args(["-c", "ulimit -f 16; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_ecoprobe")]);
+        command.args(arguments);
+        Running::spawn(command).wait()
+    };
+    let recording = Recording::new();
+    let name = bench.cgroup.cgroup();
+    let options = ["--cpu-energy=none", "--interval=5ms", "--duration=1300ms", "--format=json"];
+    let watch = ["--cgroup", &name, "--record", &recording.arg()];
+    let ended = limited(&[&watch[..], &options].concat()).exited(1);
+    assert_eq!(ended.report().0["workloads"][0]["name"], *name);
+    let said = "cannot write the recording";
+    assert!(ended.stderr.contains(said) && ended.stderr.contains("too large"), "{}", ended.stderr);
+    // The command has the limit as it was.
+    let big = "head -c 100000 /dev/zero >\"$0\"; exec head -c 100000 /dev/zero >\"$0\"";
+    let command = ["run", "--cpu-energy=none", "--", "sh", "-c", big, &recording.arg()];
+    limited(&command).exited(128 + libc::SIGXFSZ as u8 as i32);
+}
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
 fn a_reader_that_goes_away_ends_the_run_quietly() {
     let bench = Bench::new();
     for format in ["table", "json", "jsonl", "csv"] {

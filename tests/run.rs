@@ -139,6 +139,22 @@ fn signals_are_the_commands_to_handle() {
     }
 }
 
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn a_command_that_is_stopped_ends_when_it_is_told_to() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut running = start(file.path(), &shell("echo ready; kill -STOP $$; exec sleep 60"));
+    running.wait_for_lines(1);
+    let cgroup = cgroup_of(running.pid());
+    let stopped = |pid: i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" T"))
+    };
+    until("the command stops", || processes_in(&cgroup).iter().all(|pid| stopped(*pid)));
+    running.signal(Signal::SIGTERM);
+    running.wait().exited(128 + 15);
+}
+
 /// Field 41 of a process's `stat`: how it is scheduled.
 fn policy(pid: &str) -> i32 {
     let stat = fs::read_to_string(Path::new("/proc").join(pid).join("stat")).unwrap();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::event::settings::{IdlePolicy, StaticPower};
+use crate::event::settings::{GivenStaticPower, IdlePolicy};
 use crate::meter::choose::CpuEnergyChoice;
 use crate::meter::gpu::GpuEnergyChoice;
 use crate::output::Format;
@@ -78,7 +78,7 @@ pub struct MeasureArgs {
     #[arg(long, value_name = "D", default_value = "1s", value_parser = parse_interval)]
     pub gpu_process_interval: Duration,
     #[command(flatten)]
-    pub roots: Roots,
+    pub roots: RootArgs,
     /// Keep the raw samples here, for `replay`.
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
@@ -94,7 +94,7 @@ pub struct MeasureArgs {
 
 /// Where the host's file systems are mounted.
 #[derive(Debug, Clone, Args)]
-pub struct Roots {
+pub struct RootArgs {
     /// Where the host's sysfs is mounted.
     #[arg(long, value_name = "DIR", default_value = "/sys")]
     pub sysfs: PathBuf,
@@ -116,7 +116,7 @@ pub struct SettingsArgs {
     /// The packages' power with nothing running, watts in all, if you know it; or by domain, a GPU
     /// by its UUID: package-0=20,GPU-5a4c...=60. [default: calibrated while running]
     #[arg(long, value_name = "W", value_parser = parse_static_power)]
-    pub static_power: Option<StaticPower>,
+    pub static_power: Option<GivenStaticPower>,
     /// Idle energy: a line of its own, or shared out by CPU time. [default: separate]
     #[arg(long, value_enum)]
     pub idle: Option<IdlePolicy>,
@@ -163,7 +163,7 @@ pub struct DoctorArgs {
     #[arg(long, value_name = "PATH")]
     pub nvml_lib: Option<PathBuf>,
     #[command(flatten)]
-    pub roots: Roots,
+    pub roots: RootArgs,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -205,9 +205,9 @@ fn parse_pue(text: &str) -> Result<f64, String> {
     }
 }
 
-fn parse_static_power(text: &str) -> Result<StaticPower, String> {
+fn parse_static_power(text: &str) -> Result<GivenStaticPower, String> {
     if !text.contains('=') {
-        return parse_not_negative(text).map(StaticPower::Total);
+        return parse_not_negative(text).map(GivenStaticPower::Total);
     }
     let mut by_domain = std::collections::BTreeMap::new();
     for pair in text.split(',') {
@@ -218,7 +218,7 @@ fn parse_static_power(text: &str) -> Result<StaticPower, String> {
             return Err(format!("`{domain}` is named twice"));
         }
     }
-    Ok(StaticPower::ByDomain(by_domain))
+    Ok(GivenStaticPower::ByDomain(by_domain))
 }
 
 #[cfg(test)]
@@ -260,9 +260,9 @@ mod tests {
 
     #[test]
     fn static_power_is_a_total_or_by_domain() {
-        assert_eq!(parse_static_power("40"), Ok(StaticPower::Total(40.0)));
+        assert_eq!(parse_static_power("40"), Ok(GivenStaticPower::Total(40.0)));
         let by_domain = parse_static_power("package-0=20, package-1=22.5").unwrap();
-        let StaticPower::ByDomain(watts) = by_domain else { panic!("{by_domain:?}") };
+        let GivenStaticPower::ByDomain(watts) = by_domain else { panic!("{by_domain:?}") };
         assert_eq!(watts["package-1"], 22.5);
     }
 }

@@ -159,8 +159,8 @@ fn are_there(roots: &Roots) -> Result<(), Error> {
     Ok(())
 }
 
-fn roots(args: crate::cli::Roots) -> Roots {
-    let crate::cli::Roots { sysfs, procfs, cgroupfs, hostfs } = args;
+fn roots(args: crate::cli::RootArgs) -> Roots {
+    let crate::cli::RootArgs { sysfs, procfs, cgroupfs, hostfs } = args;
     Roots { sysfs, procfs, cgroupfs, hostfs }
 }
 

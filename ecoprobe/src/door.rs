@@ -24,7 +24,7 @@ pub use crate::output::units::count;
 pub use crate::output::{Format, Target, open_quiet};
 pub use crate::probe::{CgroupNews, Fate, Hook, LoadOptions, Probe, RunTime};
 pub use crate::recording::read;
-pub use crate::view::report::{Books as ReportBooks, Node, Report};
+pub use crate::view::report::{ComponentBooks, Node, Report};
 pub use crate::workload::Place;
 pub use crate::workload::hierarchy::{Hierarchies, Version};
 pub use crate::workload::names::{Change, Made, Selection, resolve};

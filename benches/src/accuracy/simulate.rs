@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use ecoprobe::base::Component;
 use ecoprobe::base::WorkloadId;
-use ecoprobe::door::{Node, Report, ReportBooks, Run};
+use ecoprobe::door::{ComponentBooks, Node, Report, Run};
 use ecoprobe::event::settings::Settings;
 use ecoprobe::event::sources::{
     CpuEnergyKind, CpuEnergySource, CpuTimeSource, GpuEnergySource, Host, Sources, StaticPowerKind,
@@ -78,7 +78,7 @@ fn errors(report: &Report, truth: &[f64]) -> Vec<f64> {
 
 /// Relative difference between what was measured and the pieces that it was split into.
 fn unbalanced(node: &Node) -> f64 {
-    let ReportBooks { measured_j, idle_j, workloads_j, other_j, unattributed_j } = node.cpu;
+    let ComponentBooks { measured_j, idle_j, workloads_j, other_j, unattributed_j } = node.cpu;
     let Some(measured) = measured_j.filter(|joules| *joules > 0.0) else { return 0.0 };
     let pieces = [idle_j, workloads_j, other_j, unattributed_j];
     (pieces.into_iter().map(|piece| piece.unwrap_or(f64::NAN)).sum::<f64>() / measured - 1.0).abs()

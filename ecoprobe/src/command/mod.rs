@@ -13,6 +13,7 @@ use crate::config::Config;
 
 /// Does what was asked for, and says what to exit with.
 pub fn execute(config: &Config) -> anyhow::Result<ExitCode> {
+    signals::ignore_file_limit();
     match config {
         Config::Watch(config) => watch::watch(config),
         Config::Run(config) => run::run(config),

@@ -2,9 +2,10 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{self, SigHandler, Signal};
 use tokio::signal::unix::{self, SignalKind};
 
 /// They end a measurement, or are passed on to the command of `run`.
@@ -48,6 +49,24 @@ impl Signals {
             Poll::Pending
         })
         .await
+    }
+}
+
+/// Until [`ignore_file_limit`], a file beyond `ulimit -f` was the end of a process.
+static LIMIT_WAS_FATAL: AtomicBool = AtomicBool::new(false);
+
+/// A file that may not grow any more is an error of the write, as a full disk is.
+pub(super) fn ignore_file_limit() {
+    // SAFETY: to ignore a signal runs no handler.
+    let before = unsafe { signal::signal(Signal::SIGXFSZ, SigHandler::SigIgn) };
+    LIMIT_WAS_FATAL.store(matches!(before, Ok(SigHandler::SigDfl)), Ordering::Relaxed);
+}
+
+/// Gives a child what we had ourselves. Async-signal-safe.
+pub(super) fn restore_file_limit() {
+    if LIMIT_WAS_FATAL.load(Ordering::Relaxed) {
+        // SAFETY: signal(2) is async-signal-safe, and the default runs no handler.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_DFL) };
     }
 }
 

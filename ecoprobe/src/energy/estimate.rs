@@ -59,12 +59,12 @@ fn rows() -> impl Iterator<Item = CpuPower> {
 /// What each package of one machine is thought to draw.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Estimate {
-    packages: Vec<Package>,
+    packages: Vec<PackagePower>,
     basis: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Package {
+struct PackagePower {
     /// Microwatts with nothing running.
     idle: u64,
     /// Microwatts that one busy CPU adds.
@@ -76,7 +76,7 @@ impl Estimate {
     pub(crate) fn of(cpu: &CpuFacts) -> Option<Self> {
         let power = CpuPower::of(cpu)?;
         let microwatts = |watts: f64| (watts * 1e6).round() as u64;
-        let package = |&cpus: &u64| Package {
+        let package = |&cpus: &u64| PackagePower {
             idle: microwatts(power.idle_watts).saturating_mul(cpus),
             per_busy_cpu: microwatts((power.max_watts - power.idle_watts).max(0.0)),
         };

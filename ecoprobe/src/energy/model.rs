@@ -178,7 +178,7 @@ impl Calibrator {
         let idle = self.idle.mean(self.grain.refresh).filter(|idle| self.is_useful(idle));
         let estimate = idle.map_or_else(|| self.extrapolate(), Ok);
         match estimate {
-            Ok(Estimate { watts, stderr, .. }) => {
+            Ok(Fit { watts, stderr, .. }) => {
                 StaticPower::Calibrated { watts: Watts(watts), stderr: Watts(stderr) }
             }
             Err(_) if self.all.count < 3 => {
@@ -193,9 +193,9 @@ impl Calibrator {
     }
 
     /// The line's power at no load.
-    fn extrapolate(&self) -> Result<Estimate, Unknown> {
+    fn extrapolate(&self) -> Result<Fit, Unknown> {
         let line = self.all.intercept(self.grain.refresh).ok_or(Unknown::LoadTooEven)?;
-        let possible = Estimate { watts: line.watts.clamp(0.0, self.least.0.max(0.0)), ..line };
+        let possible = Fit { watts: line.watts.clamp(0.0, self.least.0.max(0.0)), ..line };
         let spread_enough = self.all.relative_spread() >= LEAST_SPREAD;
         if !spread_enough || !self.is_useful(&possible) {
             Err(Unknown::LoadTooEven)
@@ -213,14 +213,14 @@ impl Calibrator {
     }
 
     /// True if an estimate is sharp enough to act on.
-    fn is_useful(&self, estimate: &Estimate) -> bool {
+    fn is_useful(&self, estimate: &Fit) -> bool {
         student_t(estimate.freedom) * estimate.stderr <= self.tolerance(estimate.watts)
     }
 }
 
 /// An estimate of static power in watts, its standard error, and its degrees of freedom.
 #[derive(Debug, Clone, Copy)]
-struct Estimate {
+struct Fit {
     watts: f64,
     stderr: f64,
     freedom: u64,
@@ -266,16 +266,16 @@ impl Points {
     }
 
     /// The mean power.
-    fn mean(&self, refresh: Seconds) -> Option<Estimate> {
+    fn mean(&self, refresh: Seconds) -> Option<Fit> {
         let freedom = self.count.checked_sub(1).filter(|&freedom| freedom >= 2)?;
         let variance = self.variance(self.power_power, freedom, refresh);
         let stderr = (variance / self.seconds).sqrt();
-        Some(Estimate { watts: self.mean_power, stderr, freedom })
+        Some(Fit { watts: self.mean_power, stderr, freedom })
     }
 
     /// The power at no load, by weighted least squares (Draper & Smith, Applied Regression
     /// Analysis, 1.4).
-    fn intercept(&self, refresh: Seconds) -> Option<Estimate> {
+    fn intercept(&self, refresh: Seconds) -> Option<Fit> {
         let freedom = self.count.checked_sub(2).filter(|&freedom| freedom >= 1)?;
         let slope = self.load_power / self.load_load;
         let squares = (self.power_power - slope * self.load_power).max(0.0);
@@ -283,7 +283,7 @@ impl Points {
         let variance = self.variance(squares, freedom, refresh);
         let stderr = (variance * (1.0 / self.seconds + distance)).sqrt();
         let watts = self.mean_power - slope * self.mean_load;
-        (watts.is_finite() && stderr.is_finite()).then_some(Estimate { watts, stderr, freedom })
+        (watts.is_finite() && stderr.is_finite()).then_some(Fit { watts, stderr, freedom })
     }
 }
 

@@ -36,7 +36,7 @@ pub enum IdlePolicy {
 
 /// The packages' power with nothing running, watts: one figure for all together, or one a domain.
 #[derive(Debug, Clone, PartialEq)]
-pub enum StaticPower {
+pub enum GivenStaticPower {
     Total(f64),
     ByDomain(BTreeMap<String, f64>),
 }
@@ -44,7 +44,7 @@ pub enum StaticPower {
 /// What a user asks for; what is not given stays as it is.
 #[derive(Debug, Clone, Default)]
 pub struct Wishes {
-    pub static_power: Option<StaticPower>,
+    pub static_power: Option<GivenStaticPower>,
     pub idle: Option<IdlePolicy>,
     pub gpu_idle_to_holders: bool,
     pub carbon_intensity: Option<f64>,
@@ -67,7 +67,7 @@ impl Wishes {
         let mut settings = base;
         match &self.static_power {
             None => {}
-            Some(StaticPower::Total(watts)) => {
+            Some(GivenStaticPower::Total(watts)) => {
                 let packages = domains.iter().filter(|domain| domain.component == Component::Cpu);
                 let count = packages.clone().count();
                 if count == 0 {
@@ -80,7 +80,7 @@ impl Wishes {
                 let each = packages.map(|package| (package.name.clone(), watts / count as f64));
                 settings.static_watts.extend(each);
             }
-            Some(StaticPower::ByDomain(watts)) => {
+            Some(GivenStaticPower::ByDomain(watts)) => {
                 let gpus = gpus.devices.iter().map(|device| device.uuid.as_str());
                 let known: Vec<&str> =
                     domains.iter().map(|domain| domain.name.as_str()).chain(gpus).collect();
@@ -146,7 +146,7 @@ mod tests {
 
     fn by_domain(watts: &[(&str, f64)]) -> Wishes {
         let watts = watts.iter().map(|(name, watts)| ((*name).to_owned(), *watts)).collect();
-        Wishes { static_power: Some(StaticPower::ByDomain(watts)), ..Wishes::default() }
+        Wishes { static_power: Some(GivenStaticPower::ByDomain(watts)), ..Wishes::default() }
     }
 
     #[test]
@@ -164,7 +164,8 @@ mod tests {
 
     #[test]
     fn a_total_is_divided_over_the_packages() {
-        let wishes = Wishes { static_power: Some(StaticPower::Total(40.0)), ..Wishes::default() };
+        let wishes =
+            Wishes { static_power: Some(GivenStaticPower::Total(40.0)), ..Wishes::default() };
         let watts = apply(&wishes, &two_packages()).unwrap().static_watts;
         assert_eq!(watts["package-0"], 20.0);
         assert_eq!(watts["package-1"], 20.0);

@@ -17,6 +17,7 @@ pub use roots::Roots;
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// A file of sysfs or procfs that says something no kernel says.
@@ -44,8 +45,19 @@ pub fn is_elevated() -> bool {
 /// page: whatever claims to be is cut off there.
 pub(crate) fn read_value(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(4096).read_to_end(&mut bytes)?;
+    open(path)?.take(4096).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
+}
+
+/// Opens what the kernel provides as a file. What else may stand in a tree that is given to us must not
+/// make us wait: a FIFO without a writer.
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file"))
+    }
 }
 
 /// The CPUs of a list such as `0,18` or `0-3,8-11`; `None` if it is not one.
@@ -69,6 +81,17 @@ pub(crate) fn parse_cpu_list(text: &str) -> Option<Vec<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_file_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for path in [&fifo, directory.path(), Path::new("/dev/zero")] {
+            let error = read_value(path).unwrap_err();
+            assert_eq!(error.to_string(), "it is no file", "{}", path.display());
+        }
+    }
 
     #[test]
     fn cpu_lists() {

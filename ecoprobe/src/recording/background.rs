@@ -203,7 +203,7 @@ mod tests {
 
     use super::*;
     use crate::base::WorkloadId;
-    use crate::event::{CpuTimes, PackageTime};
+    use crate::event::{CpuTimes, PackageTime, Workload};
     use crate::recording::tests::{gpu, header_of, workload};
 
     fn sample(ns: u64) -> Event {
@@ -311,8 +311,12 @@ mod tests {
     fn what_waits_is_bounded_by_what_it_weighs() {
         let (mut background, _reader) = stalled();
         background.write(&header()).unwrap();
-        background.write(&workload("a")).unwrap();
-        let workloads = vec![(WorkloadId(1), u64::MAX); 10_000];
+        let Event::Workload(one) = workload("a") else { unreachable!() };
+        let ids = (1..=10_000).map(WorkloadId);
+        for id in ids.clone() {
+            background.write(&Event::Workload(Workload { id, ..one.clone() })).unwrap();
+        }
+        let workloads = ids.map(|id| (id, u64::MAX)).collect();
         let Event::Sample(mut large) = sample(1) else { unreachable!() };
         large.cpu.packages[0].workloads = workloads;
         let mut written = 0;

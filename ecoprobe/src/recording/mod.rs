@@ -141,8 +141,9 @@ pub fn read(path: &Path) -> anyhow::Result<(Header, Events)> {
     let (header, schema) = header(&first).map_err(|reason| {
         Error::Usage(format!("{} is not a recording of ecoprobe: {reason}", path.display()))
     })?;
-    events.shape.begin(&header).map_err(|reason| events.broken(reason))?;
     events.first_format = (schema == SCHEMA_1).then(v1::Reader::default);
+    events.shape.may_fall = events.first_format.is_some();
+    events.shape.begin(&header).map_err(|reason| events.broken(reason))?;
     Ok((header, events))
 }
 
@@ -157,6 +158,10 @@ fn header(line: &[u8]) -> Result<(Header, String), String> {
 
     if line.is_empty() {
         return Err("it is empty".into());
+    }
+    // What gzip and zstd begin with (RFC 1952, RFC 8878).
+    if line.starts_with(&[0x1f, 0x8b]) || line.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        return Err("it is compressed; unpack it first".into());
     }
     let any: AnyHeader = serde_json::from_slice(line)
         .map_err(|_| "its first line is not a header; make one with --record FILE".to_owned())?;
@@ -376,7 +381,7 @@ pub(super) mod tests {
             sample(1, 1),
             gpu(f64::MIN_POSITIVE, 1),
             Event::Warning { message: "\u{0}\u{2028}\x1b".into() },
-            Event::Sample(Sample { energy: vec![None], ..sample_of(u64::MAX, times(0, 7)) }),
+            Event::Sample(Sample { energy: vec![None], ..sample_of(u64::MAX, times(0, u64::MAX)) }),
             Event::Ended { id: WorkloadId(1) },
         ]
     }
@@ -439,6 +444,12 @@ pub(super) mod tests {
         let newer = refused(b"{\"type\":\"header\",\"schema\":\"ecoprobe.recording/3\"}\n");
         assert!(newer.contains("its format is ecoprobe.recording/3"), "{newer}");
         assert!(refused(&vec![b'['; 1 << 20]).contains("not a recording"));
+        for contents in [&b"\x1f\x8b\x08\0"[..], b"\x28\xb5\x2f\xfd\x04"] {
+            assert!(
+                refused(contents).ends_with("it is compressed; unpack it first"),
+                "{contents:?}"
+            );
+        }
     }
 
     #[test]
@@ -452,6 +463,11 @@ pub(super) mod tests {
         let line = |event: &Event| String::from_utf8(super::line(event).unwrap()).unwrap() + "\n";
         let start = line(&Event::Header(Box::new(header_of(1, 500.0)))) + &line(&workload("a"));
         let rows = |cpu, energy| line(&Event::Sample(Sample { energy, ..sample_of(5, cpu) }));
+        let twice = || {
+            let mut cpu = times(1, 1);
+            cpu.packages[0].workloads.push((WorkloadId(1), 2));
+            cpu
+        };
         let bad_gpu = |mangle: fn(&mut GpuWindow)| {
             let Event::Gpu(mut window) = gpu(1.0, 1) else { unreachable!() };
             mangle(&mut window);
@@ -468,6 +484,15 @@ pub(super) mod tests {
             (rows(times(0, 1), vec![]), "0 energy readings where the header has 1"),
             (rows(times(2, 1), vec![None]), "was not introduced"),
             (line(&sample(1, 0)) + &line(&sample(1, 0)), "no later than"),
+            (
+                line(&sample(1, 1)) + &rows(times(1, 7), vec![None]),
+                "less than in the sample before",
+            ),
+            (
+                line(&sample(1, 1)) + &rows(times(0, 7), vec![None]),
+                "less than in the sample before",
+            ),
+            (rows(twice(), vec![None]), "do not ascend"),
             (line(&Event::Ended { id: WorkloadId(9) }), "was not introduced"),
             (line(&gpu(1.0, 3)), "was not introduced"),
             (line(&gpu(-1.0, 1)), "no amount"),
@@ -489,6 +514,7 @@ pub(super) mod tests {
             (|header| header.domains[0].component = Component::Gpu, "line 1 makes no sense"),
             (|header| header.domains[0].joules_per_count = 1e300, "more joules than there are"),
             (|header| header.settings.pue = Some(0.9), "a PUE below 1"),
+            (|header| header.start = "yesterday".into(), "no time (RFC 3339)"),
             (|header| header.settings.price = Some(-1.0), "no amount"),
         ] {
             let mut bad = header_of(1, 500.0);

@@ -1,9 +1,9 @@
 //! What makes a sequence of events a recording.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use crate::base::{Component, User, WorkloadId};
-use crate::event::{Event, GpuWindow, Header, Sample};
+use crate::event::{Event, GpuWindow, Header, PackageTime, Sample};
 
 pub(super) const UNKNOWN_GPU_USER: &str = "GPU usage of a workload that was not introduced";
 
@@ -13,10 +13,14 @@ pub(super) const UNKNOWN_GPU_USER: &str = "GPU usage of a workload that was not 
 pub(super) struct Shape {
     /// Packages and domains; `None` before the header.
     header: Option<(usize, usize)>,
-    /// Those that have not ended. Ids ascend, so the highest tells of the others whether they were
-    /// introduced.
-    living: HashSet<WorkloadId>,
+    /// Those that have not ended, and their newest CPU time by place: each package, and CPUs of no
+    /// known one. Ids ascend, so the highest tells of the others whether they were introduced.
+    living: HashMap<WorkloadId, Vec<u64>>,
     highest: u64,
+    /// Of the newest sample, by place: idle and other.
+    times: Vec<[u64; 2]>,
+    /// Of the first format: its writers' CPU times could fall.
+    pub(super) may_fall: bool,
     /// Of the newest sample.
     mono_ns: Option<u64>,
 }
@@ -31,7 +35,8 @@ impl Shape {
                 if workload.id == WorkloadId(0) {
                     return Err("a workload whose id is 0".into());
                 }
-                self.living.insert(workload.id);
+                let places = self.times.len();
+                self.living.entry(workload.id).or_insert_with(|| vec![0; places]);
                 self.highest = self.highest.max(workload.id.0);
             }
             (Event::Ended { id }, _) => {
@@ -53,10 +58,16 @@ impl Shape {
     pub(super) fn begin(&mut self, header: &Header) -> Result<(), String> {
         check_header(header)?;
         self.header = Some((header.packages.len(), header.domains.len()));
+        self.times = vec![[0; 2]; header.packages.len() + 1];
         Ok(())
     }
 
-    fn check_sample(&self, sample: &Sample, packages: usize, domains: usize) -> Result<(), String> {
+    fn check_sample(
+        &mut self,
+        sample: &Sample,
+        packages: usize,
+        domains: usize,
+    ) -> Result<(), String> {
         let (rows, readings) = (sample.cpu.packages.len(), sample.energy.len());
         if rows != packages {
             return Err(format!("CPU time of {rows} packages where the header has {packages}"));
@@ -64,14 +75,31 @@ impl Shape {
         if readings != domains {
             return Err(format!("{readings} energy readings where the header has {domains}"));
         }
-        let times = sample.cpu.packages.iter().chain([&sample.cpu.unplaced]);
-        let mut ids = times.flat_map(|time| &time.workloads).map(|(id, _)| id);
-        if let Some(id) = ids.find(|id| !self.living.contains(id)) {
-            let why = if self.was_introduced(*id) { "has ended" } else { "was not introduced" };
-            return Err(format!("CPU time of a workload that {why}"));
-        }
         if self.mono_ns.is_some_and(|before| sample.mono_ns <= before) {
             return Err("it is no later than the sample before it".into());
+        }
+        for (place, time) in sample.cpu.packages.iter().chain([&sample.cpu.unplaced]).enumerate() {
+            self.check_times(place, time)?;
+        }
+        Ok(())
+    }
+
+    fn check_times(&mut self, place: usize, time: &PackageTime) -> Result<(), String> {
+        let before = std::mem::replace(&mut self.times[place], [time.idle, time.other]);
+        let mut falls = time.idle < before[0] || time.other < before[1];
+        let mut last = None;
+        for &(id, ns) in &time.workloads {
+            let Some(times) = self.living.get_mut(&id) else {
+                let why = if self.was_introduced(id) { "has ended" } else { "was not introduced" };
+                return Err(format!("CPU time of a workload that {why}"));
+            };
+            if last.replace(id).is_some_and(|last| last >= id) {
+                return Err("workloads that do not ascend".into());
+            }
+            falls |= std::mem::replace(&mut times[place], ns) > ns;
+        }
+        if falls && !self.may_fall {
+            return Err("CPU time that is less than in the sample before".into());
         }
         Ok(())
     }
@@ -103,6 +131,9 @@ impl Shape {
 }
 
 fn check_header(header: &Header) -> Result<(), String> {
+    if header.start.parse::<jiff::Timestamp>().is_err() {
+        return Err("a start that is no time (RFC 3339)".into());
+    }
     for (index, domain) in header.domains.iter().enumerate() {
         let name = &domain.name;
         if header.domains[..index].iter().any(|other| other.name == *name) {

@@ -15,8 +15,8 @@ use crate::energy::model::StaticPower;
 use crate::event::settings::IdlePolicy;
 use crate::event::sources::StaticPowerKind;
 use report::{
-    Books as ComponentBooks, Node, REPORT_SCHEMA, Report, Sources, StaticPowerSource, Window,
-    WindowReport, WindowWorkload, WorkloadEnergy, WorkloadGpu, WorkloadReport,
+    ComponentBooks, Node, REPORT_SCHEMA, Report, RunSpan, Sources, StaticPowerSource, WindowReport,
+    WindowWorkload, WorkloadEnergy, WorkloadGpu, WorkloadReport,
 };
 
 /// The report of the run so far, with everything posted as it is known now.
@@ -40,7 +40,7 @@ pub(crate) fn report(books: &mut Books, own: Own) -> Report {
     Report {
         schema: REPORT_SCHEMA,
         host: (&header.host).into(),
-        window: Window { start: header.start.clone(), seconds: run.0, samples: books.samples() },
+        window: RunSpan { start: header.start.clone(), seconds: run.0, samples: books.samples() },
         sources: Sources::new(&header.sources, books.basis(), static_power(books)),
         node: node(&totals, &workloads_j),
         workloads,
@@ -200,6 +200,7 @@ pub(crate) fn window(books: &Books) -> Option<WindowReport> {
         });
         let energy_j = energy(books, measured, &bills);
         WindowWorkload {
+            id: *id,
             name: member.workload.name.clone(),
             cpu_seconds: window.times(*id).map(|(_, ns)| ns as f64).sum::<f64>() * 1e-9,
             energy_j,

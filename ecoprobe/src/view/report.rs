@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::base::WorkloadId;
 use crate::base::own::Own;
 use crate::event::sources::{self, CpuEnergyKind, GpuEnergyKind, GpuReadMethod, StaticPowerKind};
 use crate::event::{GpuMethod, WorkloadKind};
@@ -15,7 +16,7 @@ pub(crate) const REPORT_SCHEMA: &str = "ecoprobe.report/1";
 pub struct Report {
     pub schema: &'static str,
     pub host: Host,
-    pub window: Window,
+    pub window: RunSpan,
     pub sources: Sources,
     pub node: Node,
     pub workloads: Vec<WorkloadReport>,
@@ -33,7 +34,7 @@ pub struct Host {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Window {
+pub struct RunSpan {
     /// RFC 3339.
     pub start: String,
     pub seconds: f64,
@@ -123,21 +124,21 @@ impl Sources {
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Node {
-    pub cpu: Books,
-    pub dram: Books,
-    pub gpu: Books,
+    pub cpu: ComponentBooks,
+    pub dram: ComponentBooks,
+    pub gpu: ComponentBooks,
 }
 
 impl Node {
     /// One figure of the books, over all components; `None` where no component has it.
-    pub fn sum(&self, figure: impl Fn(&Books) -> Option<f64>) -> Option<f64> {
+    pub fn sum(&self, figure: impl Fn(&ComponentBooks) -> Option<f64>) -> Option<f64> {
         [&self.cpu, &self.dram, &self.gpu].into_iter().filter_map(figure).reduce(|a, b| a + b)
     }
 }
 
 /// Closed to one part in 10⁹: measured = idle + workloads + other + unattributed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Books {
+pub struct ComponentBooks {
     pub measured_j: Option<f64>,
     pub idle_j: Option<f64>,
     pub workloads_j: Option<f64>,
@@ -204,6 +205,9 @@ pub struct WindowReport {
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct WindowWorkload {
+    /// Names are for people: a workload that ended may have had the same.
+    #[serde(skip)]
+    pub id: WorkloadId,
     pub name: String,
     pub cpu_seconds: f64,
     pub energy_j: WorkloadEnergy,

@@ -13,6 +13,7 @@ use nix::unistd::{Pid, getpgid, getpgrp, tcgetpgrp};
 use tokio::process::Command;
 
 use crate::base::error::{EXIT_CANNOT, EXIT_FAILED, EXIT_USAGE};
+use crate::command::signals::restore_file_limit;
 use crate::workload::scope::Scope;
 
 /// Why a command did not start.
@@ -67,9 +68,13 @@ impl Child {
         let processes = scope.processes().map_err(in_cgroup)?;
         let mut command = Command::new(program);
         command.args(arguments).stdout(stdout);
-        // SAFETY: between fork and exec, `join` only calls write(2), which is async-signal-safe,
-        // and builds an error that does not allocate.
-        unsafe { command.pre_exec(move || join(&processes)) };
+        let prepare = move || {
+            restore_file_limit();
+            join(&processes)
+        };
+        // SAFETY: between fork and exec, only signal(2) and write(2) are called, which are
+        // async-signal-safe, and an error is built that does not allocate.
+        unsafe { command.pre_exec(prepare) };
         let path = Path::new(program);
         let program = || program.to_string_lossy().into_owned();
         let process = command.spawn().map_err(|error| match error.raw_os_error() {
@@ -111,7 +116,12 @@ impl Child {
         if from_keyboard && shares_terminal(pid) {
             return Ok(());
         }
-        Ok(signal::kill(pid, signal)?)
+        signal::kill(pid, signal)?;
+        if matches!(signal, Signal::SIGTERM | Signal::SIGHUP) {
+            // A stopped process hears it only when it goes on. One that runs takes no notice.
+            signal::kill(pid, Signal::SIGCONT)?;
+        }
+        Ok(())
     }
 }
 

@@ -29,7 +29,7 @@ use crate::event::{Event, GpuMethod, GpuWindow};
 
 /// Where a device's energy comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
+enum EnergySource {
     /// The energy counter.
     Counter,
     /// The driver's own power samples, integrated.
@@ -77,7 +77,7 @@ pub(super) struct Device {
     name: String,
     index: u32,
     handle: Handle,
-    source: Source,
+    source: EnergySource,
     without: Option<Without>,
     /// It cannot draw more.
     most_watts: f64,
@@ -190,8 +190,8 @@ impl Device {
 
     pub(super) fn describe(&self) -> GpuDevice {
         let method = match self.source {
-            Source::Counter => GpuReadMethod::Counter,
-            Source::Samples | Source::Power => GpuReadMethod::Power,
+            EnergySource::Counter => GpuReadMethod::Counter,
+            EnergySource::Samples | EnergySource::Power => GpuReadMethod::Power,
         };
         GpuDevice { uuid: self.uuid.clone(), name: self.name.clone(), index: self.index, method }
     }
@@ -203,7 +203,7 @@ impl Device {
             (Without::Motion, _) => {
                 Some("has an energy counter that stands still while power is drawn")
             }
-            (Without::Module, Source::Counter) => Some(
+            (Without::Module, EnergySource::Counter) => Some(
                 "shares a module with a CPU, and its energy counter may hold that of both; its own \
                  power is not told",
             ),
@@ -217,9 +217,9 @@ impl Device {
     pub(super) fn stand_in(&self, interval: Duration) -> Option<String> {
         let (uuid, why) = (&self.uuid, self.without_counter()?);
         let what = match self.source {
-            Source::Counter => return Some(format!("GPU {uuid} {why}")),
-            Source::Samples => "the driver's power samples".to_owned(),
-            Source::Power => format!("power, read every {} ms", interval.as_millis()),
+            EnergySource::Counter => return Some(format!("GPU {uuid} {why}")),
+            EnergySource::Samples => "the driver's power samples".to_owned(),
+            EnergySource::Power => format!("power, read every {} ms", interval.as_millis()),
         };
         Some(format!("GPU {uuid} {why}: its energy is the integral of {what}"))
     }
@@ -390,11 +390,11 @@ fn choose(
     driver: &dyn Driver,
     device: Handle,
     name: &str,
-) -> Result<(Source, Option<Without>), Fault> {
+) -> Result<(EnergySource, Option<Without>), Fault> {
     let counter = || match counts_a_module(facts(driver, device, name)) {
-        true if power(driver, device).is_ok() => (Source::Power, Some(Without::Module)),
-        true => (Source::Counter, Some(Without::Module)),
-        false => (Source::Counter, None),
+        true if power(driver, device).is_ok() => (EnergySource::Power, Some(Without::Module)),
+        true => (EnergySource::Counter, Some(Without::Module)),
+        false => (EnergySource::Counter, None),
     };
     match driver.energy(device) {
         Ok(_) => Ok(counter()),
@@ -404,8 +404,10 @@ fn choose(
         // counter will tell.
         Err(Fault::Nonsense(_)) if power(driver, device).is_ok() => Ok(counter()),
         Err(fault) => match driver.samples(device, SampleKind::Power, 0) {
-            Ok(samples) if !samples.is_empty() => Ok((Source::Samples, Some(Without::Counter))),
-            _ if power(driver, device).is_ok() => Ok((Source::Power, Some(Without::Counter))),
+            Ok(samples) if !samples.is_empty() => {
+                Ok((EnergySource::Samples, Some(Without::Counter)))
+            }
+            _ if power(driver, device).is_ok() => Ok((EnergySource::Power, Some(Without::Counter))),
             _ => Err(fault),
         },
     }

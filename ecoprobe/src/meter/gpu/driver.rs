@@ -48,7 +48,7 @@ pub(super) struct ProcessSample {
 
 /// One entry of the driver's sample buffers.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Sample {
+pub(super) struct DriverSample {
     /// CLOCK_REALTIME, microseconds.
     pub(super) us: u64,
     pub(super) value: f64,
@@ -118,7 +118,8 @@ pub(super) trait Driver: fmt::Debug {
     fn busy(&self, device: Handle) -> Answer<u32>;
 
     /// What the driver's sample buffer holds that is newer than `since_us`.
-    fn samples(&self, device: Handle, kind: SampleKind, since_us: u64) -> Answer<Vec<Sample>>;
+    fn samples(&self, device: Handle, kind: SampleKind, since_us: u64)
+    -> Answer<Vec<DriverSample>>;
 
     /// Processes with a context of that kind on a device or an instance.
     fn processes(&self, device: Handle, kind: ProcessKind) -> Answer<Vec<Process>>;

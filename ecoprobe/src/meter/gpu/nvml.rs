@@ -25,8 +25,8 @@ pub(super) use self::library::Library;
 use self::mig::Snapshot;
 use super::calls::Calls;
 use super::driver::{
-    Answer, Driver, Handle, InstanceUse, PowerScope, Process, ProcessKind, ProcessSample, Sample,
-    SampleKind, Timed,
+    Answer, Driver, DriverSample, Handle, InstanceUse, PowerScope, Process, ProcessKind,
+    ProcessSample, SampleKind, Timed,
 };
 use super::fault::{Fault, Kind, OpenError, Remedy};
 use crate::base::monotonic_ns;
@@ -317,7 +317,12 @@ impl Driver for Nvml {
         Ok(rates.gpu.min(100))
     }
 
-    fn samples(&self, device: Handle, kind: SampleKind, since_us: u64) -> Answer<Vec<Sample>> {
+    fn samples(
+        &self,
+        device: Handle,
+        kind: SampleKind,
+        since_us: u64,
+    ) -> Answer<Vec<DriverSample>> {
         let (name, id) = match kind {
             SampleKind::Power => {
                 ("nvmlDeviceGetSamples/power", nvmlSamplingType_enum_NVML_TOTAL_POWER_SAMPLES)
@@ -337,7 +342,7 @@ impl Driver for Nvml {
         Ok(readable
             .filter_map(|sample| {
                 let value = number(value_type, sample.sampleValue)?;
-                Some(Sample { us: sample.timeStamp, value })
+                Some(DriverSample { us: sample.timeStamp, value })
             })
             .collect())
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::base::WorkloadId;
 use crate::base::own::*;
 use crate::event::Header;
 use crate::event::WorkloadKind;
@@ -9,8 +10,8 @@ use crate::event::settings::Settings;
 use crate::event::sources::{self, CpuEnergyKind, GpuEnergyKind, StaticPowerKind};
 use crate::view::report::*;
 
-pub(crate) fn books(measured: f64, idle: f64, workloads: f64, other: f64) -> Books {
-    Books {
+pub(crate) fn books(measured: f64, idle: f64, workloads: f64, other: f64) -> ComponentBooks {
+    ComponentBooks {
         measured_j: Some(measured),
         idle_j: Some(idle),
         workloads_j: Some(workloads),
@@ -47,7 +48,7 @@ pub(crate) fn report() -> Report {
     Report {
         schema: REPORT_SCHEMA,
         host: Host { name: "node01".into(), kernel: "6.1.0".into(), cpus: 8, packages: 1 },
-        window: Window { start: "2026-01-02T03:04:05Z".into(), seconds: 60.0, samples: 61 },
+        window: RunSpan { start: "2026-01-02T03:04:05Z".into(), seconds: 60.0, samples: 61 },
         sources: Sources {
             cpu_time: CpuTimeSource {
                 kind: "ebpf".into(),
@@ -69,7 +70,7 @@ pub(crate) fn report() -> Report {
         node: Node {
             cpu: books(5000.0, 1200.0, 3500.0, 300.0),
             dram: books(400.0, 100.0, 250.0, 50.0),
-            gpu: Books::default(),
+            gpu: ComponentBooks::default(),
         },
         workloads: vec![
             workload("small", 12.0, 500.0, 50.0),
@@ -91,6 +92,7 @@ pub(crate) fn report() -> Report {
 pub(crate) fn window(count: usize) -> WindowReport {
     let workloads: Vec<WindowWorkload> = (0..count)
         .map(|i| WindowWorkload {
+            id: WorkloadId(i as u64 + 1),
             name: format!("kubepods/burstable/job-{i}"),
             cpu_seconds: 0.25,
             energy_j: WorkloadEnergy {
@@ -108,8 +110,8 @@ pub(crate) fn window(count: usize) -> WindowReport {
         seconds: 1.0,
         node: Node {
             cpu: books(used + 30.0, 20.0, used, 10.0),
-            dram: Books::default(),
-            gpu: Books::default(),
+            dram: ComponentBooks::default(),
+            gpu: ComponentBooks::default(),
         },
         workloads,
         static_power_w: BTreeMap::new(),

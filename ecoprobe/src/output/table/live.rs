@@ -1,14 +1,18 @@
 //! The view that redraws in place: what each workload draws now, and what it has used so far.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::grid::{BOLD, Cell, Column, DIM, Grid, LOUD, PLAIN, Paint, Row, shorten};
+use crate::base::WorkloadId;
 use crate::output::units;
-use crate::view::report::{Books, WindowReport};
+use crate::view::report::{ComponentBooks, WindowReport};
 
 /// Lines of a frame that are not workloads: the title, the headers, "more", other, idle,
 /// unattributed, a rule and the total; and the line that the cursor stands on.
 const OTHER_LINES: usize = 9;
+
+/// How many that are not shown any more are remembered: a GPU's driver may tell late of them.
+const MOST_GONE: usize = 4096;
 
 /// Joules so far; `None` until a window had any.
 #[derive(Debug, Clone, Copy, Default)]
@@ -27,7 +31,7 @@ impl SoFar {
 pub(super) struct Live {
     /// The CPU's energy is a model's figure.
     pub(super) estimate: bool,
-    workloads: HashMap<String, SoFar>,
+    workloads: HashMap<WorkloadId, SoFar>,
     idle: SoFar,
     other: SoFar,
     unattributed: SoFar,
@@ -37,8 +41,12 @@ pub(super) struct Live {
 impl Live {
     pub(super) fn add(&mut self, window: &WindowReport) {
         for workload in &window.workloads {
-            let so_far = self.workloads.entry(workload.name.clone()).or_default();
+            let so_far = self.workloads.entry(workload.id).or_default();
             so_far.add(workload.energy_j.total);
+        }
+        if self.workloads.len() > window.workloads.len() + MOST_GONE {
+            let shown: HashSet<_> = window.workloads.iter().map(|workload| workload.id).collect();
+            self.workloads.retain(|id, _| shown.contains(id));
         }
         self.idle.add(window.node.sum(|books| books.idle_j));
         self.other.add(window.node.sum(|books| books.other_j));
@@ -68,12 +76,12 @@ impl Live {
             ];
             Row::Cells(style, cells)
         };
-        let so_far = |name: &str| self.workloads.get(name).copied().unwrap_or_default();
+        let so_far = |id: WorkloadId| self.workloads.get(&id).copied().unwrap_or_default();
 
         let mut workloads: Vec<_> = window.workloads.iter().collect();
         workloads.sort_by(|a, b| {
-            let joules = |name| so_far(name).0.unwrap_or(0.0);
-            joules(&b.name).total_cmp(&joules(&a.name)).then_with(|| a.name.cmp(&b.name))
+            let joules = |id| so_far(id).0.unwrap_or(0.0);
+            joules(b.id).total_cmp(&joules(a.id)).then_with(|| a.name.cmp(&b.name))
         });
         let (shown, hidden) =
             workloads.split_at(workloads.len().min(height.saturating_sub(OTHER_LINES).max(1)));
@@ -81,20 +89,20 @@ impl Live {
         for workload in shown {
             let cpus = Cell::of(Some(workload.cpu_seconds / seconds), plain);
             let name = workload.name.clone();
-            rows.push(row(PLAIN, name, cpus, workload.energy_j.total, so_far(&workload.name)));
+            rows.push(row(PLAIN, name, cpus, workload.energy_j.total, so_far(workload.id)));
         }
         if !hidden.is_empty() {
             let (mut joules, mut sum, mut cpus) = (SoFar::default(), SoFar::default(), 0.0);
             for workload in hidden {
                 joules.add(workload.energy_j.total);
-                sum.add(so_far(&workload.name).0);
+                sum.add(so_far(workload.id).0);
                 cpus += workload.cpu_seconds / seconds;
             }
             let name = format!("… {} more", units::count(hidden.len() as u64));
             rows.push(row(DIM, name, Cell::of(Some(cpus), plain), joules.0, sum));
         }
         let node = &window.node;
-        let mut book = |style, name: &str, figure: fn(&Books) -> Option<f64>, so_far| {
+        let mut book = |style, name: &str, figure: fn(&ComponentBooks) -> Option<f64>, so_far| {
             rows.push(row(style, name.into(), Cell::Blank, node.sum(figure), so_far));
         };
         book(DIM, "other", |books| books.other_j, self.other);
@@ -175,6 +183,23 @@ mod tests {
         assert!(frame.contains("job-499"), "the one that used most comes first: {frame}");
         let total = frame.lines().last().unwrap();
         assert!(total.starts_with("measured") && total.ends_with("J"), "{frame}");
+    }
+
+    #[test]
+    fn two_of_the_same_name_are_two_rows_and_those_gone_are_forgotten() {
+        let mut live = Live::default();
+        let mut window = window(2);
+        window.workloads[1].name = window.workloads[0].name.clone();
+        live.add(&window);
+        let frame = live.frame(&window, 120, 24, Paint(false));
+        let rows: Vec<_> = frame.iter().filter(|line| line.contains("job-0")).collect();
+        let [first, second] = rows[..] else { panic!("{frame:?}") };
+        assert!(first.contains("2.00 J") && second.contains("1.00 J"), "{rows:?}");
+        for id in 0..20_000 {
+            window.workloads[0].id = WorkloadId(1_000 + id);
+            live.add(&window);
+            assert!(live.workloads.len() <= MOST_GONE + 2);
+        }
     }
 
     #[test]

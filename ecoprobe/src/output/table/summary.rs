@@ -7,7 +7,7 @@ use crate::event::GpuMethod;
 use crate::event::sources::{CpuEnergyKind, GpuEnergyKind, GpuReadMethod, StaticPowerKind};
 use crate::output::printable;
 use crate::output::units::{self, MISSING, Quantity};
-use crate::view::report::{Books, Report, Sources, WorkloadReport};
+use crate::view::report::{ComponentBooks, Report, Sources, WorkloadReport};
 
 /// How a report is shown.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ fn title(report: &Report, paint: Paint) -> String {
     format!("{elapsed} on {} from {}, {samples} samples", printable(&machine), printable(start))
 }
 
-type OfBooks = fn(&Books) -> Option<f64>;
+type OfBooks = fn(&ComponentBooks) -> Option<f64>;
 type OfWorkload = fn(&WorkloadReport) -> Option<f64>;
 type OfNode = fn(&Report, OfBooks) -> Option<f64>;
 
@@ -386,8 +386,8 @@ warning       dram-0 was unreadable\\x0a\\x1b[31mfor 1 s
         let mut report = report();
         report.sources.cpu_energy.kind = CpuEnergyKind::None;
         report.sources.static_power.kind = StaticPowerKind::None;
-        report.node = Node { cpu: Books::default(), ..report.node };
-        report.node.dram = Books::default();
+        report.node = Node { cpu: ComponentBooks::default(), ..report.node };
+        report.node.dram = ComponentBooks::default();
         for workload in &mut report.workloads {
             workload.energy_j = WorkloadEnergy::default();
             workload.mean_power_w = None;

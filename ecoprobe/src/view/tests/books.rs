@@ -45,7 +45,7 @@ fn one_run_by_hand() {
     assert_eq!(node.workloads_j, Some(45.0));
     assert_eq!(node.other_j, Some(15.0));
     assert_eq!(node.unattributed_j, Some(0.0));
-    assert_eq!(report.node.dram, Books::default());
+    assert_eq!(report.node.dram, ComponentBooks::default());
     let [a, b] = &report.workloads[..] else { panic!() };
     assert_eq!((a.cpu_seconds, a.energy_j.cpu, a.energy_j.total), (2.0, Some(30.0), Some(30.0)));
     assert_eq!((b.cpu_seconds, b.energy_j.cpu, b.mean_power_w), (1.0, Some(15.0), Some(5.0)));
@@ -136,11 +136,11 @@ fn what_could_not_be_read_is_missing_and_not_zero() {
     }
     let report = report(&mut books);
     assert_adds_up(&report);
-    assert_eq!(report.node.cpu, Books::default());
+    assert_eq!(report.node.cpu, ComponentBooks::default());
     assert_eq!(report.workloads[0].energy_j.total, None);
     assert_eq!(report.workloads[0].mean_power_w, None);
     assert_eq!(report.workloads[0].cpu_seconds, 3.0);
-    assert_eq!(books.window().unwrap().node.cpu, Books::default());
+    assert_eq!(books.window().unwrap().node.cpu, ComponentBooks::default());
     let [warning] = &report.warnings[..] else { panic!("{:?}", report.warnings) };
     assert!(warning.contains("package-0: 3 readings, 3.000 s in all"), "{warning}");
 }

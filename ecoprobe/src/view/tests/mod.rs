@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use crate::base::Component;
 use crate::base::WorkloadId;
 use crate::base::own::Own;
-use crate::energy::books::Books as EnergyBooks;
+use crate::energy::books::Books;
 use crate::event::settings::Settings;
 use crate::event::sources::{
     CpuEnergyKind, CpuEnergySource, CpuTimeSource, GpuEnergyKind, GpuEnergySource, Host, Sources,
@@ -19,7 +19,7 @@ use crate::event::{
     CpuTimes, Domain, Event, GpuWindow, Header, PackageTime, Reading, Sample, Workload,
     WorkloadKind,
 };
-use crate::view::report::{Books, Report, WindowReport};
+use crate::view::report::{ComponentBooks, Report, WindowReport};
 
 /// The unit of most RAPL counters, joules.
 const UNIT: f64 = 1.0 / 16384.0;
@@ -76,13 +76,13 @@ fn sample_of(mono_ns: u64, rows: &Rows, energy: Vec<Option<Reading>>) -> Sample 
 
 /// The books of a run, and how many workloads have begun in it.
 struct RunBooks {
-    inner: EnergyBooks,
+    inner: Books,
     workloads: u64,
 }
 
 impl RunBooks {
     fn new(header: Header) -> Self {
-        Self { inner: EnergyBooks::open(header, true), workloads: 0 }
+        Self { inner: Books::open(header, true), workloads: 0 }
     }
 
     fn header(&self) -> Header {
@@ -132,7 +132,7 @@ fn report(books: &mut RunBooks) -> Report {
 #[track_caller]
 fn assert_closed(node: &crate::view::report::Node) {
     for books in [&node.cpu, &node.dram, &node.gpu] {
-        let Books { measured_j, idle_j, workloads_j, other_j, unattributed_j } = *books;
+        let ComponentBooks { measured_j, idle_j, workloads_j, other_j, unattributed_j } = *books;
         let pieces = [idle_j, workloads_j, other_j, unattributed_j];
         let Some(measured) = measured_j else {
             assert_eq!(pieces, [None; 4]);

@@ -61,7 +61,7 @@ impl Device {
         let now = monotonic_ns();
         // Integrated power has no refresh to look for.
         let look = !self.lost
-            && self.source == super::Source::Counter
+            && self.source == super::EnergySource::Counter
             && self.state.same_user.windows < SAME_FOR_LONG;
         self.state.phase = if look {
             Phase::Look { since_ns: now, until_ns: now + LOOK_AT_MOST.as_nanos() as u64 }

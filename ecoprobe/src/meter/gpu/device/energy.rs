@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use super::{Device, Question, Source, Without, power};
+use super::{Device, EnergySource, Question, Without, power};
 use crate::base::monotonic_ns;
 use crate::meter::gpu::clock::Clock;
 use crate::meter::gpu::counter::Verdict;
 use crate::meter::gpu::curve::PowerStep;
-use crate::meter::gpu::driver::{PowerScope, Sample, SampleKind, Timed};
+use crate::meter::gpu::driver::{DriverSample, PowerScope, SampleKind, Timed};
 use crate::meter::gpu::fault::{Fault, Remedy};
 use crate::meter::gpu::owner::PidOwner;
 use crate::meter::gpu::poller::{Context, LOOK_AT_MOST};
@@ -42,7 +42,7 @@ impl Device {
             return;
         }
         self.read_energy(context);
-        if self.source == Source::Counter && elapsed >= LOOK_AT_MOST && !self.lost {
+        if self.source == EnergySource::Counter && elapsed >= LOOK_AT_MOST && !self.lost {
             self.read_power_beside(context, true);
         }
     }
@@ -54,10 +54,10 @@ impl Device {
             return true;
         }
         match self.source {
-            Source::Samples | Source::Power => {
+            EnergySource::Samples | EnergySource::Power => {
                 curve.first_ns().is_some() || elapsed >= LOOK_AT_MOST
             }
-            Source::Counter => {
+            EnergySource::Counter => {
                 // Power is asked for once it has not moved for so long.
                 let asked = self.state.stand_in.mean_milliwatts().is_some() || self.power_untold();
                 curve.primed()
@@ -75,12 +75,12 @@ impl Device {
     /// Judges the counter after the first look at it: one that stands still while power is drawn
     /// gives way.
     pub(in super::super) fn judge_first_look(&mut self) {
-        let dead = self.source == Source::Counter
+        let dead = self.source == EnergySource::Counter
             && !self.lost
             && self.state.curve().advances() == 0
             && self.stand_in_milliwatts() >= DRAWS_MW;
         if dead {
-            self.source = Source::Power;
+            self.source = EnergySource::Power;
             // One that never said anything sensible is none.
             let any = self.state.curve().last_count();
             self.without = Some(if any.is_some() { Without::Motion } else { Without::Counter });
@@ -96,7 +96,7 @@ impl Device {
         }
         self.state.counter.curve_mut().begin_if_stuck(LOOK_AT_MOST.as_nanos() as u64);
         self.read_energy(context);
-        if self.source != Source::Counter || self.lost {
+        if self.source != EnergySource::Counter || self.lost {
             return;
         }
         let suspicious = self.still_for_ns() >= SUSPICIOUS_NS;
@@ -109,11 +109,11 @@ impl Device {
     pub(super) fn read_energy<O: PidOwner>(&mut self, context: &mut Context<O>) {
         let driver = &*context.driver;
         let fault = match self.source {
-            Source::Counter => match driver.energy(self.handle) {
+            EnergySource::Counter => match driver.energy(self.handle) {
                 Ok(energy) => return self.count(context, energy),
                 Err(fault) => fault,
             },
-            Source::Samples => {
+            EnergySource::Samples => {
                 let since = Clock::now().not_ahead(self.state.power_since_us);
                 self.state.power_since_us = since;
                 match driver.samples(self.handle, SampleKind::Power, since) {
@@ -124,7 +124,7 @@ impl Device {
                     _ => return self.miss_samples(context),
                 }
             }
-            Source::Power => match power(driver, self.handle) {
+            EnergySource::Power => match power(driver, self.handle) {
                 Ok(power) => return self.take_power(context, power),
                 Err(fault) => fault,
             },
@@ -207,7 +207,7 @@ impl Device {
         });
     }
 
-    fn integrate<O: PidOwner>(&mut self, context: &mut Context<O>, samples: &[Sample]) {
+    fn integrate<O: PidOwner>(&mut self, context: &mut Context<O>, samples: &[DriverSample]) {
         let clock = Clock::now();
         let newest = samples.iter().map(|sample| sample.us).max().unwrap_or(0);
         let first = self.state.power_since_us == 0;
@@ -237,7 +237,7 @@ impl Device {
                 "GPU {uuid} has no new samples of its power: from here on its power is read instead"
             )
         });
-        self.source = Source::Power;
+        self.source = EnergySource::Power;
         self.change_curve(context, |state| {
             state.counter.curve_mut().power_anew(power.ns, power.value);
         });
@@ -334,7 +334,7 @@ impl Device {
                  its energy is the integral of power"
             )
         });
-        (self.source, self.without) = (Source::Power, Some(Without::Motion));
+        (self.source, self.without) = (EnergySource::Power, Some(Without::Motion));
         self.change_curve(context, |state| {
             let stand_in = state.stand_in.clone();
             state.counter.replace(stand_in);

@@ -1,6 +1,6 @@
 //! A device that does not answer any more, and one that answers again.
 
-use super::{Device, Source, State, power};
+use super::{Device, EnergySource, State, power};
 use crate::meter::gpu::driver::{Driver, Handle, SampleKind};
 use crate::meter::gpu::fault::{Fault, Kind};
 use crate::meter::gpu::poller::Context;
@@ -11,7 +11,7 @@ impl Device {
         // Closes the books at the last moment that is known, and begins new ones.
         let edge = self.state.curve().last_ns();
         self.window(context, edge, self.state.census.clone());
-        if self.source == Source::Counter
+        if self.source == EnergySource::Counter
             && let Some([_, last]) = self.state.curve().ends()
         {
             self.gap = Some(last);
@@ -53,9 +53,9 @@ impl Device {
 
     fn answers(&self, driver: &dyn Driver, handle: Handle) -> bool {
         match self.source {
-            Source::Counter => driver.energy(handle).is_ok(),
-            Source::Samples => driver.samples(handle, SampleKind::Power, 0).is_ok(),
-            Source::Power => power(driver, handle).is_ok(),
+            EnergySource::Counter => driver.energy(handle).is_ok(),
+            EnergySource::Samples => driver.samples(handle, SampleKind::Power, 0).is_ok(),
+            EnergySource::Power => power(driver, handle).is_ok(),
         }
     }
 

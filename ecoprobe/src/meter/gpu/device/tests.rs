@@ -8,7 +8,9 @@ use super::*;
 use crate::base::WorkloadId;
 use crate::base::id::User;
 use crate::meter::gpu::Word;
-use crate::meter::gpu::driver::{Answer, InstanceUse, Process, ProcessKind, ProcessSample, Sample};
+use crate::meter::gpu::driver::{
+    Answer, DriverSample, InstanceUse, Process, ProcessKind, ProcessSample,
+};
 use crate::meter::gpu::fault::Kind;
 
 type Script<T> = Box<dyn Fn(f64) -> Answer<T>>;
@@ -114,7 +116,7 @@ impl Driver for Scripted {
         unsupported()
     }
 
-    fn samples(&self, _: Handle, _: SampleKind, _: u64) -> Answer<Vec<Sample>> {
+    fn samples(&self, _: Handle, _: SampleKind, _: u64) -> Answer<Vec<DriverSample>> {
         unsupported()
     }
 

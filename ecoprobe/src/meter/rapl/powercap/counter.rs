@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::base::monotonic_ns;
 use crate::event::Reading;
 use crate::host::powercap::{Zone, ZoneKind};
-use crate::host::read_value;
+use crate::host::{open, read_value};
 
 /// The largest value of the counter, in its zone.
 const RANGE: &str = "max_energy_range_uj";
@@ -76,7 +76,7 @@ struct OpenFile {
 
 impl OpenFile {
     fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
+        let file = open(path)?;
         let found = file.metadata()?;
         Ok(Self { file, identity: (found.dev(), found.ino()) })
     }
