@@ -190,6 +190,8 @@ impl Tools {
             .args(["--quiet", "--locked", "--release", "--target", TARGET])
             .args(["--package", SOURCES, "--bin", object.program, "--features", object.features])
             .env("CARGO_TARGET_DIR", &target_dir)
+            // Whatever the agent itself is built with.
+            .env("CARGO_PROFILE_RELEASE_LTO", "thin")
             .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
             .env("CARGO_INCREMENTAL", "0")
             .env("CARGO_ENCODED_RUSTFLAGS", rustflags()?)
