@@ -14,7 +14,7 @@ use crate::event::settings::{Settings, Wishes};
 use crate::event::sources::{
     CpuEnergyKind, CpuTimeSource, GpuEnergyKind, GpuEnergySource, Host, Sources, StaticPowerSource,
 };
-use crate::event::{Domain, Event, Header, Reading, Sample, longest_interval};
+use crate::event::{BRIDGED, Domain, Event, Header, Reading, Sample, longest_interval};
 use crate::host::topology::{Package, Topology};
 use crate::host::{self, Roots};
 use crate::meter::EnergyMeter;
@@ -24,9 +24,6 @@ use crate::probe::{Exits, Fate, LoadOptions, Probe};
 use crate::workload::hierarchy::Hierarchy;
 use crate::workload::names::{Change, Made};
 use crate::workload::owner::{Owner, Owners, Watched};
-
-/// So many readings in a row of a counter may fail before it is said to be away.
-const PATIENCE: u32 = 3;
 
 /// How long the GPU driver has for its last readings.
 const GPU_PATIENCE: Duration = Duration::from_secs(3);
@@ -452,14 +449,14 @@ impl Counters {
     /// Whether a counter cannot be read that could just before.
     fn fails_for_a_moment(&self, readings: &[Result<Reading, String>]) -> bool {
         let mut counters = readings.iter().zip(&self.failures);
-        counters.any(|(reading, failures)| reading.is_err() && *failures < PATIENCE)
+        counters.any(|(reading, failures)| reading.is_err() && *failures < BRIDGED)
     }
 
     /// What there is to say about counters that cannot be read, or can again.
     fn judge(&mut self, readings: &[Result<Reading, String>], last: Last) -> Vec<String> {
         let mut news = Vec::new();
         for ((name, failures), reading) in self.names.iter().zip(&mut self.failures).zip(readings) {
-            let known = *failures > PATIENCE;
+            let known = *failures > BRIDGED;
             match reading {
                 Ok(_) => {
                     *failures = 0;
@@ -470,9 +467,9 @@ impl Counters {
                 Err(why) => {
                     *failures = failures.saturating_add(1);
                     if last == Last::Yes {
-                        *failures = (*failures).max(PATIENCE + 1);
+                        *failures = (*failures).max(BRIDGED + 1);
                     }
-                    if !known && *failures > PATIENCE {
+                    if !known && *failures > BRIDGED {
                         news.push(format!(
                             "{name}: the energy counter cannot be read: {why}; what was counted \
                              before stays in the report, what it counts from here on is missing"

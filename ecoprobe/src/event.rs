@@ -175,6 +175,10 @@ impl PackageTime {
     }
 }
 
+/// So many readings of a counter in a row may fail: the next one has what was drawn meanwhile. Of a
+/// counter that was away for longer, what it counted in the time is missing.
+pub(crate) const BRIDGED: u32 = 3;
+
 /// One counter and when it was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reading {

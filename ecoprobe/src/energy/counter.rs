@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use super::delta::{Delta, Doubt, SLACK, delta, in_range};
 use crate::base::{Joules, Seconds, Watts};
-use crate::event::{Domain, Reading};
+use crate::event::{BRIDGED, Domain, Reading};
 
 /// A power is steep if it is so many times the highest seen before, and more than this part of the
 /// most that the hardware can draw; of the first power of all, which has nothing to be compared with,
@@ -19,10 +19,6 @@ use crate::event::{Domain, Reading};
 const STEEP_TIMES: f64 = 4.0;
 const STEEP_PART: f64 = 1.0 / 8.0;
 const STEEP_FIRST: f64 = 1.0 / 4.0;
-
-/// So many readings in a row may fail: the next one has what was drawn meanwhile. Of a counter that
-/// was away for longer, what it counted in the time is missing.
-const BRIDGED: u32 = 3;
 
 /// What one reading tells.
 #[derive(Debug, Clone, Copy, PartialEq)]

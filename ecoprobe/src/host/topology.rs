@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::{powercap, read_value};
 
-/// The packages of this machine, in the order used everywhere (`Sample::cpu_ns`, `Domain::package`).
+/// The packages of this machine, in the order used everywhere (`CpuTimes::packages`, `Domain::package`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topology {
     pub packages: Vec<Package>,
