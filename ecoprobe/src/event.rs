@@ -113,8 +113,10 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// Makes this sample and a later one a single one. Counters are cumulative, so all that is lost is
-    /// what they showed in between.
+    /// Makes this sample and a later one a single one. Counters are cumulative, so no CPU time is
+    /// lost, and no joule unless a counter may have wrapped twice meanwhile. But the energy between the
+    /// two is split as one, by the sum of CPU time: what single workloads are billed, and the static
+    /// power that is learned, may come out differently.
     pub fn absorb(&mut self, later: &Self) {
         self.mono_ns = later.mono_ns;
         self.ends_window |= later.ends_window;

@@ -110,7 +110,8 @@ impl Pipeline {
             if joined > 0 {
                 self.warn(format!(
                     "{joined} samples of the recording were taken together with the next, because it \
-                     could not be written fast enough; no time and no joule is lost for it"
+                     could not be written fast enough; a replay may share the energy of that time \
+                     out differently"
                 ));
             }
             let patience = end.saturating_duration_since(Instant::now() + FOR_REPORT);
