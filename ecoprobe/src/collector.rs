@@ -214,7 +214,7 @@ impl Collector {
         Ok((collector, header))
     }
 
-    /// How far apart readings may be, so that no counter wraps unseen; `None`: as far as you like.
+    /// How far apart readings may be, so that no counter wraps unseen; `None`: none can.
     pub(crate) fn longest_interval(&self) -> Option<Duration> {
         self.longest_interval
     }
