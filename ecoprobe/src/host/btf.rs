@@ -163,7 +163,7 @@ impl<'a> Sections<'a> {
     fn open(path: &'a Path) -> Result<Self, BtfError> {
         let open_error = |error| BtfError::Open { path: path.into(), error };
         let malformed = |what| BtfError::Malformed { path: path.into(), what };
-        let file = File::open(path).map_err(open_error)?;
+        let file = super::open(path).map_err(open_error)?;
         let mut header = [0; 24];
         file.read_exact_at(&mut header, 0).map_err(open_error)?;
         if u16::from_ne_bytes([header[0], header[1]]) != MAGIC {

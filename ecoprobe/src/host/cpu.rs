@@ -1,6 +1,5 @@
 //! What `/proc/cpuinfo` says about the processor.
 
-use std::fs;
 use std::path::Path;
 
 use super::topology::Topology;
@@ -50,7 +49,8 @@ pub(crate) struct CpuModel {
 impl CpuModel {
     /// Reads `cpuinfo` of the procfs at `procfs`; what is not there stays empty.
     pub(crate) fn read(procfs: &Path) -> Self {
-        Self::parse(&fs::read_to_string(procfs.join("cpuinfo")).unwrap_or_default())
+        let cpuinfo = super::read(&procfs.join("cpuinfo")).unwrap_or_default();
+        Self::parse(&String::from_utf8_lossy(&cpuinfo))
     }
 
     pub(crate) fn architecture(&self) -> Architecture {

@@ -1,10 +1,9 @@
 //! The kernel and our permissions in it.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::read_value;
+use super::{read, read_value};
 
 /// `kernel.osrelease`.
 pub(crate) fn release(procfs: &Path) -> Option<String> {
@@ -33,7 +32,7 @@ pub(crate) fn btf(sysfs: &Path) -> io::Result<KernelBtf> {
     // A raw tracepoint's arguments are a typedef of this name. Finding the string costs less than
     // parsing 200,000 types, and nothing else is called so.
     const TYPEDEF: &[u8] = b"\0btf_trace_sched_switch\0";
-    let btf = fs::read(btf_path(sysfs))?;
+    let btf = read(&btf_path(sysfs))?;
     let sched_switch = btf.windows(TYPEDEF.len()).any(|window| window == TYPEDEF);
     Ok(KernelBtf { bytes: btf.len(), sched_switch })
 }
@@ -89,7 +88,8 @@ pub(crate) struct Capabilities(u64);
 impl Capabilities {
     /// From `self/status`; `None` where this procfs does not show us (another pid namespace's).
     pub(crate) fn read(procfs: &Path) -> Option<Self> {
-        let status = fs::read_to_string(procfs.join("self/status")).ok()?;
+        let status = read(&procfs.join("self/status")).ok()?;
+        let status = String::from_utf8_lossy(&status);
         let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
         u64::from_str_radix(mask.trim(), 16).ok().map(Self)
     }
@@ -101,6 +101,8 @@ impl Capabilities {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

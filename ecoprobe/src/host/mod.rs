@@ -41,6 +41,14 @@ pub fn is_elevated() -> bool {
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
+/// What a file of the kernel holds. Everything under a root that was given to us is read by this or
+/// by [`read_value`].
+pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// What a one-value file holds, without the white space around it. No attribute is longer than a
 /// page: whatever claims to be is cut off there.
 pub(crate) fn read_value(path: &Path) -> io::Result<String> {
@@ -88,9 +96,26 @@ mod tests {
         let fifo = directory.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
         for path in [&fifo, directory.path(), Path::new("/dev/zero")] {
-            let error = read_value(path).unwrap_err();
-            assert_eq!(error.to_string(), "it is no file", "{}", path.display());
+            for error in [read_value(path).unwrap_err(), read(path).unwrap_err()] {
+                assert_eq!(error.to_string(), "it is no file", "{}", path.display());
+            }
         }
+    }
+
+    #[test]
+    fn a_tree_of_fifos_is_a_machine_that_says_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let files =
+            ["cpuinfo", "self/mountinfo", "self/status", "self/cgroup", "kernel/btf/vmlinux"];
+        for file in files.map(|file| root.path().join(file)) {
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        }
+        assert_eq!(cpu::CpuModel::read(root.path()), cpu::CpuModel::default());
+        assert!(mounts::Mounts::read(root.path()).is_err());
+        assert!(kernel::Capabilities::read(root.path()).is_none());
+        assert!(kernel::btf(root.path()).is_err());
+        assert!(btf::KernelLayout::read(&kernel::btf_path(root.path())).is_err());
     }
 
     #[test]

@@ -5,7 +5,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CString, OsString};
-use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -40,7 +39,7 @@ pub(crate) struct Mounts {
 impl Mounts {
     /// From `self/mountinfo` of this procfs.
     pub(crate) fn read(procfs: &Path) -> io::Result<Self> {
-        Ok(Self::parse(&fs::read(Self::table(procfs))?))
+        Ok(Self::parse(&super::read(&Self::table(procfs))?))
     }
 
     /// The file that [`Mounts::read`] reads.

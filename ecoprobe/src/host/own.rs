@@ -1,6 +1,6 @@
 //! What ecoprobe itself costs, as the kernel accounts for it.
 
-use std::fs;
+use std::path::Path;
 
 use nix::sys::resource::{UsageWho, getrusage};
 
@@ -18,7 +18,8 @@ pub(crate) fn cpu_seconds() -> Option<f64> {
 /// remembers what the process was before it became ecoprobe (a shell's fork). Always our own
 /// `/proc`, not the host's of `--procfs`.
 pub(crate) fn rss_peak_bytes() -> Option<u64> {
-    vm_hwm_bytes(&fs::read_to_string("/proc/self/status").ok()?)
+    let status = super::read(Path::new("/proc/self/status")).ok()?;
+    vm_hwm_bytes(&String::from_utf8_lossy(&status))
 }
 
 /// Both of them; what the collector measures of itself is left empty.

@@ -12,6 +12,7 @@ pub use super::hierarchies::Hierarchies;
 use super::place::{self, Place, Seen};
 use super::shown::shown_path;
 use super::tree;
+use crate::host;
 
 /// The inode number, and so the cgroup id, of the root of every hierarchy.
 const ROOT_ID: u64 = 1;
@@ -149,7 +150,7 @@ impl Hierarchy {
 
     fn own_path(&self) -> Result<PathBuf, String> {
         let file = self.procfs.join("self/cgroup");
-        let text = fs::read(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+        let text = host::read(&file).map_err(|error| format!("{}: {error}", file.display()))?;
         let line = self.version.line_in(&text);
         let path = line.map(|(_, path)| path.to_owned());
         path.ok_or_else(|| format!("{} does not mention {self}", file.display()))
@@ -196,7 +197,7 @@ impl Hierarchy {
 
     /// The kernel's number of this hierarchy; 0 for v2.
     pub fn id(&self, procfs: &Path) -> Option<u32> {
-        let text = fs::read(procfs.join("self/cgroup")).ok()?;
+        let text = host::read(&procfs.join("self/cgroup")).ok()?;
         self.version.line_in(&text)?.0.parse().ok()
     }
 

@@ -13,6 +13,7 @@ use super::place::{Place, without_mark};
 use super::shown::shown_path;
 use crate::base::WorkloadId;
 use crate::base::id::User;
+use crate::host;
 
 /// Whose a process is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,7 +92,7 @@ impl Owners {
     /// `None`: it was moved meanwhile, or the pid is another process's by now.
     fn look(&self, directory: &Path) -> io::Result<Option<Owner>> {
         let read = || -> io::Result<_> {
-            Ok((start_time(directory)?, fs::read(directory.join("cgroup"))?))
+            Ok((start_time(directory)?, host::read(&directory.join("cgroup"))?))
         };
         let before = read()?;
         let owner = match self.hierarchy.version.line_in(&before.1) {
@@ -159,7 +160,7 @@ pub(crate) fn shows_host_pids(procfs: &Path) -> bool {
 
 /// Field 22 of `/proc/PID/stat`; the name before it may hold anything, a parenthesis included.
 fn start_time(directory: &Path) -> io::Result<u64> {
-    let stat = fs::read(directory.join("stat"))?;
+    let stat = host::read(&directory.join("stat"))?;
     let after_name = stat.iter().rposition(|byte| *byte == b')').map(|at| &stat[at + 1..]);
     let fields = after_name.and_then(|fields| std::str::from_utf8(fields).ok());
     let started = fields.and_then(|fields| fields.split_whitespace().nth(19)?.parse().ok());

@@ -1,6 +1,5 @@
 //! What there is to measure GPUs with.
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
@@ -9,6 +8,7 @@ use super::super::{Check, Level};
 use super::AS_ROOT;
 use crate::config::Doctor;
 use crate::event::sources::{GpuDevice, GpuReadMethod};
+use crate::host;
 use crate::meter::gpu::inspect::{DeviceOffer, Lack, Offer, Refusal, inspect};
 use crate::meter::gpu::{GpuOptions, PidOwner, Whose};
 use crate::workload::owner::shows_host_pids;
@@ -114,8 +114,9 @@ fn device(offer: &Result<DeviceOffer, String>) -> Check {
 
 fn driver(procfs: &Path) -> Check {
     const NAME: &str = "NVIDIA driver";
-    match fs::read_to_string(procfs.join("driver/nvidia/version")) {
+    match host::read(&procfs.join("driver/nvidia/version")) {
         Ok(version) => {
+            let version = String::from_utf8_lossy(&version);
             let line = version.lines().next().unwrap_or_default().trim().to_owned();
             Check::new(NAME, Level::Ok, line)
         }
