@@ -141,7 +141,7 @@ pub fn read(path: &Path) -> anyhow::Result<(Header, Events)> {
     let (header, schema) = header(&first).map_err(|reason| {
         Error::Usage(format!("{} is not a recording of ecoprobe: {reason}", path.display()))
     })?;
-    events.first_format = (schema == SCHEMA_1).then(v1::Reader::default);
+    events.first_format = (schema == SCHEMA_1).then(|| v1::Reader::new(header.packages.len()));
     events.shape.may_fall = events.first_format.is_some();
     events.shape.begin(&header).map_err(|reason| events.broken(reason))?;
     Ok((header, events))

@@ -1,11 +1,16 @@
 //! What makes a sequence of events a recording.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::base::{Component, User, WorkloadId};
 use crate::event::{Event, GpuWindow, Header, PackageTime, Sample};
 
 pub(super) const UNKNOWN_GPU_USER: &str = "GPU usage of a workload that was not introduced";
+
+/// Far more than any machine has. A recording is made by anybody: what it says of itself must not
+/// decide how much memory it takes.
+const MOST_PACKAGES: usize = 1024;
+const MOST_DOMAINS: usize = 4096;
 
 /// What the events so far allow the next one to be. Reader and writer check the same, so that what
 /// was recorded can be replayed, and nothing behind the reader meets an index that leads nowhere.
@@ -13,8 +18,8 @@ pub(super) const UNKNOWN_GPU_USER: &str = "GPU usage of a workload that was not 
 pub(super) struct Shape {
     /// Packages and domains; `None` before the header.
     header: Option<(usize, usize)>,
-    /// Those that have not ended, and their newest CPU time by place: each package, and CPUs of no
-    /// known one. Ids ascend, so the highest tells of the others whether they were introduced.
+    /// Those that have not ended, and their newest CPU time by place (each package, and CPUs of no known
+    /// one), up to the last place where they ran. Ids ascend, so the highest tells of the others whether they were introduced.
     living: HashMap<WorkloadId, Vec<u64>>,
     highest: u64,
     /// Of the newest sample, by place: idle and other.
@@ -35,8 +40,7 @@ impl Shape {
                 if workload.id == WorkloadId(0) {
                     return Err("a workload whose id is 0".into());
                 }
-                let places = self.times.len();
-                self.living.entry(workload.id).or_insert_with(|| vec![0; places]);
+                self.living.entry(workload.id).or_default();
                 self.highest = self.highest.max(workload.id.0);
             }
             (Event::Ended { id }, _) => {
@@ -69,9 +73,7 @@ impl Shape {
         domains: usize,
     ) -> Result<(), String> {
         let (rows, readings) = (sample.cpu.packages.len(), sample.energy.len());
-        if rows != packages {
-            return Err(format!("CPU time of {rows} packages where the header has {packages}"));
-        }
+        check_rows(rows, packages)?;
         if readings != domains {
             return Err(format!("{readings} energy readings where the header has {domains}"));
         }
@@ -95,6 +97,9 @@ impl Shape {
             };
             if last.replace(id).is_some_and(|last| last >= id) {
                 return Err("workloads that do not ascend".into());
+            }
+            if times.len() <= place {
+                times.resize(place + 1, 0);
             }
             falls |= std::mem::replace(&mut times[place], ns) > ns;
         }
@@ -130,13 +135,31 @@ impl Shape {
     }
 }
 
+/// That a sample has CPU time of as many packages as the header has.
+pub(super) fn check_rows(rows: usize, packages: usize) -> Result<(), String> {
+    match rows == packages {
+        true => Ok(()),
+        false => Err(format!("CPU time of {rows} packages where the header has {packages}")),
+    }
+}
+
 fn check_header(header: &Header) -> Result<(), String> {
+    let counts = [
+        (header.packages.len(), MOST_PACKAGES, "packages"),
+        (header.domains.len(), MOST_DOMAINS, "domains"),
+    ];
+    for (count, most, what) in counts {
+        if count > most {
+            return Err(format!("{count} {what}, and no machine has more than {most}"));
+        }
+    }
     if header.start.parse::<jiff::Timestamp>().is_err() {
         return Err("a start that is no time (RFC 3339)".into());
     }
-    for (index, domain) in header.domains.iter().enumerate() {
+    let mut names = HashSet::new();
+    for domain in &header.domains {
         let name = &domain.name;
-        if header.domains[..index].iter().any(|other| other.name == *name) {
+        if !names.insert(name) {
             return Err(format!("{name} is there twice"));
         }
         if domain.package >= header.packages.len() {
@@ -176,8 +199,51 @@ pub(super) fn is_amount(value: f64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Workload;
+    use crate::event::{CpuTimes, Domain, Workload};
     use crate::recording::tests::{gpu, header_of, sample, workload};
+
+    #[test]
+    fn a_machine_has_only_so_many_packages_and_domains() {
+        let begin = |header: &Header| Shape::default().begin(header);
+        begin(&header_of(MOST_PACKAGES, 500.0)).unwrap();
+        let error = begin(&header_of(MOST_PACKAGES + 1, 500.0)).unwrap_err();
+        assert_eq!(error, "1025 packages, and no machine has more than 1024");
+
+        let mut header = header_of(1, 500.0);
+        let domain = header.domains.remove(0);
+        let numbered = |number| Domain { name: format!("core-{number}"), ..domain.clone() };
+        header.domains = (0..MOST_DOMAINS).map(numbered).collect();
+        begin(&header).unwrap();
+        header.domains.push(numbered(MOST_DOMAINS));
+        let error = begin(&header).unwrap_err();
+        assert_eq!(error, "4097 domains, and no machine has more than 4096");
+        header.domains.drain(2..);
+        header.domains[1].name = "core-0".into();
+        assert_eq!(begin(&header).unwrap_err(), "core-0 is there twice");
+    }
+
+    #[test]
+    fn a_workload_takes_memory_where_it_ran() {
+        let mut shape = Shape::default();
+        shape.check(&Event::Header(Box::new(header_of(MOST_PACKAGES, 500.0)))).unwrap();
+        shape.check(&workload("a")).unwrap();
+        assert_eq!(shape.living[&WorkloadId(1)].capacity(), 0);
+        let ran = |place, ns| {
+            let mut packages = vec![PackageTime::default(); MOST_PACKAGES];
+            packages[place] =
+                PackageTime { workloads: vec![(WorkloadId(1), ns)], idle: 0, other: 0 };
+            CpuTimes { packages, unplaced: PackageTime::default() }
+        };
+        let energy = vec![None; MOST_PACKAGES];
+        let mut check = |mono_ns, cpu| {
+            let sample = Sample { mono_ns, ends_window: true, cpu, energy: energy.clone() };
+            shape.check(&Event::Sample(sample))
+        };
+        check(1, ran(1, 5)).unwrap();
+        check(2, ran(0, 5)).unwrap();
+        check(3, ran(1, 5)).unwrap();
+        check(4, ran(1, 4)).unwrap_err();
+    }
 
     #[test]
     fn workloads_that_ended_are_forgotten_and_their_gpu_time_may_still_come() {

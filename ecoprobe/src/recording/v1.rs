@@ -65,10 +65,11 @@ struct Usage {
 }
 
 /// Turns lines of the first format into events.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Reader {
     workloads: u64,
-    /// By package and column: the highest value so far, and what of it was billed to its owner.
+    /// By package and column, as far as there were any: the highest value so far, and what of it was
+    /// billed to its owner.
     cells: Vec<Vec<Cell>>,
 }
 
@@ -80,6 +81,11 @@ struct Cell {
 }
 
 impl Reader {
+    /// Of a recording whose header has so many packages.
+    pub(super) fn new(packages: usize) -> Self {
+        Self { workloads: 0, cells: vec![Vec::new(); packages] }
+    }
+
     pub(super) fn event(&mut self, line: &[u8]) -> Result<Event, serde_json::Error> {
         Ok(match serde_json::from_slice(line)? {
             Line::Header {} => {
@@ -100,13 +106,14 @@ impl Reader {
     }
 
     fn cpu_times(&mut self, rows: &[Vec<u64>]) -> Result<CpuTimes, serde_json::Error> {
+        shape::check_rows(rows.len(), self.cells.len()).map_err(serde::de::Error::custom)?;
         let columns = FIRST + self.workloads as usize;
         if rows.iter().any(|row| row.iter().skip(columns).any(|ns| *ns > 0)) {
             return Err(serde::de::Error::custom("CPU time of a workload that was not introduced"));
         }
-        self.cells.resize_with(self.cells.len().max(rows.len()), Vec::new);
         let packages = rows.iter().zip(&mut self.cells).map(|(row, cells)| {
-            cells.resize(columns.max(cells.len()), Cell::default());
+            // No more than the line has, whatever number of workloads there is.
+            cells.resize(row.len().min(columns).max(cells.len()), Cell::default());
             let mut time = PackageTime::default();
             for (column, (&ns, cell)) in row.iter().zip(cells.iter_mut()).enumerate() {
                 // The part that still runs is an estimate, so a cell may fall a little.
@@ -150,5 +157,38 @@ impl Reader {
             resolution_ms: gpu.resolution_ms,
             mean_power_w: gpu.mean_power_w,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workload(reader: &mut Reader) {
+        let line = br#"{"type":"workload","name":"a","cgroup":"/a","cgroup_id":7,"kind":"cgroup"}"#;
+        reader.event(line).unwrap();
+    }
+
+    fn sample(reader: &mut Reader, rows: &str) -> Result<Event, serde_json::Error> {
+        let line = format!(r#"{{"type":"sample","mono_ns":1,"cpu_ns":{rows},"energy":[]}}"#);
+        reader.event(line.as_bytes())
+    }
+
+    #[test]
+    fn a_line_takes_no_more_memory_than_it_has_figures() {
+        let mut reader = Reader::new(2);
+        (0..1000).for_each(|_| workload(&mut reader));
+        // Rows that the header knows nothing of.
+        let error = sample(&mut reader, "[[],[],[]]").unwrap_err();
+        assert!(error.to_string().contains("3 packages where the header has 2"), "{error}");
+        sample(&mut reader, "[[1,2,3],[]]").unwrap();
+        assert_eq!(reader.cells.iter().map(Vec::len).collect::<Vec<_>>(), [3, 0]);
+        // What was not counted yet begins at 0, wherever it stands.
+        let Event::Sample(sample) = sample(&mut reader, "[[1,2],[0,0,0,9]]").unwrap() else {
+            panic!();
+        };
+        assert_eq!(sample.cpu.packages[0].workloads, []);
+        let times = [(WorkloadId(1), 0), (WorkloadId(2), 9)];
+        assert_eq!(sample.cpu.packages[1].workloads, times);
     }
 }
