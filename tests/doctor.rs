@@ -5,6 +5,7 @@
 mod sim;
 
 use std::path::Path;
+use std::process::Command;
 
 use ecoprobe::door::{Check, Diagnosis, Doctor, Level, Roots, diagnose, doctor};
 use ecoprobe::event::sources::CpuEnergyKind;
@@ -121,4 +122,24 @@ fn a_partial_sysfs_is_no_reason_not_to_measure() {
     assert!(find(&diagnosis, "probe").found && diagnosis.can.cpu_time);
     assert_eq!(diagnosis.can.cpu_energy, CpuEnergyKind::Powercap);
     assert!(diagnosis.summary.contains("can measure CPU time"));
+}
+
+#[test]
+#[ignore = "needs root, and a host that can run the probe"]
+fn to_be_root_is_no_advice_for_what_root_cannot_mend() {
+    let sysfs = Machine::new(1).build();
+    sysfs.write("kernel/btf/vmlinux", "\0btf_trace_sched_switch\0");
+    let diagnosis = diagnose(&arguments(sysfs.path(), "/proc".as_ref()));
+    assert_eq!(find(&diagnosis, "BTF").level, Level::Ok);
+    let probe = find(&diagnosis, "probe");
+    assert!(probe.level == Level::Missing && probe.detail.contains("not BTF"), "{probe:?}");
+    assert_eq!(probe.mend, None);
+
+    let mut powerless = Command::new("setpriv");
+    powerless.args(["--bounding-set=-all", "--inh-caps=-all"]);
+    powerless.arg(env!("CARGO_BIN_EXE_ecoprobe")).arg("doctor");
+    let found = String::from_utf8(powerless.output().unwrap().stdout).unwrap();
+    let mut lines = found.lines().skip_while(|line| !line.starts_with("  no  bpf "));
+    assert!(lines.next().is_some(), "{found}");
+    assert!(lines.next().unwrap().contains("run as root or with CAP_BPF"), "{found}");
 }

@@ -133,20 +133,13 @@ impl Collector {
         let most = options.max_workloads.unwrap_or_else(|| {
             USUAL_WORKLOADS.max(u32::try_from(began.len() * 2).unwrap_or(u32::MAX))
         });
-        let hierarchy_id = hierarchy.id(Path::new("/proc")).ok_or_else(|| {
-            Error::Cannot(format!("/proc/self/cgroup does not mention {hierarchy}"))
-        })?;
-        let mut probe = Probe::load(LoadOptions {
-            btf: &host::kernel::btf_path(&roots.sysfs),
-            package_of_cpu: topology.package_of_cpu.clone(),
-            packages: topology.packages.len(),
-            v1_controller: hierarchy.v1_controller(),
-            hierarchy_id,
+        let btf = host::kernel::btf_path(&roots.sysfs);
+        let needs = Needs {
             max_workloads: most,
-            newcomers: newcomers == Newcomers::Welcome,
+            newcomers,
             exits: options.gpu_energy != GpuEnergyChoice::None,
-            hook: None,
-        })?;
+        };
+        let mut probe = Probe::load(load_options(&btf, hierarchy, &topology, needs)?)?;
         // Before the GPU meter takes its first look at who is on a device.
         let watched = Watched::default();
         let (mut refused, mut events) = (Refused::default(), Vec::new());
@@ -380,6 +373,43 @@ impl Collector {
             ..host::own::so_far()
         }
     }
+}
+
+/// What a run needs the probe to do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Needs {
+    max_workloads: u32,
+    newcomers: Newcomers,
+    exits: bool,
+}
+
+impl Needs {
+    /// The most that a run needs where no option is given.
+    pub(crate) const USUAL: Self =
+        Self { max_workloads: USUAL_WORKLOADS, newcomers: Newcomers::Welcome, exits: true };
+}
+
+/// What the probe is loaded with.
+pub(crate) fn load_options<'a>(
+    btf: &'a Path,
+    hierarchy: &'a Hierarchy,
+    topology: &Topology,
+    needs: Needs,
+) -> Result<LoadOptions<'a>, Error> {
+    let hierarchy_id = hierarchy
+        .id(Path::new("/proc"))
+        .ok_or_else(|| Error::Cannot(format!("/proc/self/cgroup does not mention {hierarchy}")))?;
+    Ok(LoadOptions {
+        btf,
+        package_of_cpu: topology.package_of_cpu.clone(),
+        packages: topology.packages.len(),
+        v1_controller: hierarchy.v1_controller(),
+        hierarchy_id,
+        max_workloads: needs.max_workloads,
+        newcomers: needs.newcomers == Newcomers::Welcome,
+        exits: needs.exits,
+        hook: None,
+    })
 }
 
 /// Has everybody who reads follow a change. `false`: there is no room for it.

@@ -18,9 +18,12 @@ pub enum Error {
     /// No workload, or more than one, answers to a name.
     #[error("{0}")]
     NoWorkload(String),
-    /// This host, or these permissions, cannot do it.
+    /// This host cannot do it, as things are.
     #[error("{0}")]
     Cannot(String),
+    /// The kernel refused it for want of permission.
+    #[error("{0}")]
+    Denied(String),
 }
 
 impl Error {
@@ -28,7 +31,7 @@ impl Error {
         match self {
             Self::Usage(_) => EXIT_USAGE,
             Self::NoWorkload(_) => EXIT_NO_WORKLOAD,
-            Self::Cannot(_) => EXIT_CANNOT,
+            Self::Cannot(_) | Self::Denied(_) => EXIT_CANNOT,
         }
     }
 }

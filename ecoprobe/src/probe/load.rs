@@ -292,12 +292,15 @@ pub(super) fn cannot(what: &str, error: &(dyn std::error::Error + 'static)) -> E
         }
         cause = error.source();
     }
-    let advice = if denied {
-        "; run it with sudo, or with CAP_BPF and CAP_PERFMON (CAP_SYS_ADMIN before Linux 5.8)"
+    let sentence = format!("cannot {what}: {}", causes.join(": "));
+    if denied {
+        Error::Denied(format!(
+            "{sentence}; run it with sudo, or with CAP_BPF and CAP_PERFMON (CAP_SYS_ADMIN before \
+             Linux 5.8)"
+        ))
     } else {
-        ""
-    };
-    Error::Cannot(format!("cannot {what}: {}{advice}", causes.join(": ")))
+        Error::Cannot(sentence)
+    }
 }
 
 /// aya parses the kernel's whole BTF in the loader's constructor: 20 MB and tens of milliseconds for

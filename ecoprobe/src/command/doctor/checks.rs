@@ -3,19 +3,24 @@
 mod energy;
 mod gpu;
 
+use std::io;
 use std::path::Path;
 
 use aya::programs::ProgramType;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use super::{Abilities, Check, Group, Level};
+use crate::base::Error;
+use crate::collector::{Needs, load_options};
 use crate::config::Doctor;
 use crate::host::Roots;
 use crate::host::kernel::{self, Capabilities, Capability};
-use crate::probe::{LoadOptions, Probe};
+use crate::host::topology::{Grain, Topology};
+use crate::probe::Probe;
 use crate::workload::hierarchy::{Hierarchies, Hierarchy};
 
 const AS_ROOT: &str = "run as root: sudo ecoprobe ...";
+const AS_ROOT_OR_WITH_BPF: &str = "run as root or with CAP_BPF and CAP_PERFMON";
 
 /// Every check, and what follows from them.
 pub(super) fn run(config: &Doctor) -> (Vec<Group>, Abilities) {
@@ -74,27 +79,21 @@ fn probe(roots: &Roots, hierarchy: &Hierarchy) -> Check {
         let cpus = aya::util::nr_cpus().map_err(|(path, error)| {
             anyhow::Error::new(error).context(format!("cannot count the CPUs ({path})"))
         })?;
-        let hierarchy_id = hierarchy.id(Path::new("/proc")).ok_or_else(|| {
-            anyhow::Error::msg(format!("/proc/self/cgroup does not mention {hierarchy}"))
-        })?;
-        let mut probe = Probe::load(LoadOptions {
-            btf: &kernel::btf_path(&roots.sysfs),
-            package_of_cpu: vec![Some(0); cpus],
-            packages: 1,
-            v1_controller: hierarchy.v1_controller(),
-            hierarchy_id,
-            max_workloads: 1,
-            newcomers: true,
-            exits: false,
-            hook: None,
-        })?;
+        let topology = Topology::read(&roots.sysfs, cpus, Grain::default());
+        let btf = kernel::btf_path(&roots.sysfs);
+        let mut probe = Probe::load(load_options(&btf, hierarchy, &topology, Needs::USUAL)?)?;
         probe.attach()?;
         Ok(probe.hook().name())
     };
     match load() {
         Ok(hook) => Check::new(NAME, Level::Ok, format!("loads and attaches to {hook}")),
-        Err(error) => Check::new(NAME, Level::Missing, format!("{error:#}"))
-            .mend("run as root or with CAP_BPF and CAP_PERFMON"),
+        Err(error) => {
+            let check = Check::new(NAME, Level::Missing, format!("{error:#}"));
+            match error.downcast_ref() {
+                Some(Error::Denied(_)) => check.mend(AS_ROOT_OR_WITH_BPF),
+                _ => check,
+            }
+        }
     }
 }
 
@@ -129,20 +128,24 @@ fn bpf() -> Check {
     const NAME: &str = "bpf";
     match aya::sys::is_program_supported(ProgramType::RawTracePoint) {
         Ok(true) => Check::new(NAME, Level::Ok, "a tracing program loads"),
-        Ok(false) => Check::new(NAME, Level::Missing, "tracing programs do not load").mend(
-            "run as root or with CAP_BPF and CAP_PERFMON; in a container allow the bpf syscall",
-        ),
+        Ok(false) => Check::new(NAME, Level::Missing, "this kernel knows no such tracing programs")
+            .mend("boot a kernel built with CONFIG_BPF_EVENTS=y (the distributions' are)"),
         Err(error) => {
             let error = anyhow::Error::from(error);
-            Check::new(NAME, Level::Missing, format!("{error:#}")).mend(
-                "run as root or with CAP_BPF and CAP_PERFMON; the kernel needs CONFIG_BPF_SYSCALL",
-            )
+            let check = Check::new(NAME, Level::Missing, format!("{error:#}"));
+            let cause = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>());
+            match cause.and_then(io::Error::raw_os_error) {
+                Some(libc::EPERM | libc::EACCES) => check
+                    .mend(format!("{AS_ROOT_OR_WITH_BPF}; in a container allow the bpf syscall")),
+                Some(libc::ENOSYS) => check.mend("boot a kernel built with CONFIG_BPF_SYSCALL"),
+                _ => check,
+            }
         }
     }
 }
 
 /// The hierarchies that a run finds. One that counts CPU time has to be among them.
-fn cgroups(roots: &Roots, found: &Result<Hierarchies, crate::base::Error>) -> Check {
+fn cgroups(roots: &Roots, found: &Result<Hierarchies, Error>) -> Check {
     const NAME: &str = "cgroups";
     let found = match found {
         Ok(found) => found,
