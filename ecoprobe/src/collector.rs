@@ -1,6 +1,6 @@
 //! The tick: read every counter, then tell. What it tells are events; who listens is not its business.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::event::settings::{Settings, Wishes};
 use crate::event::sources::{
     CpuEnergyKind, CpuTimeSource, GpuEnergyKind, GpuEnergySource, Host, Sources, StaticPowerSource,
 };
-use crate::event::{BRIDGED, Domain, Event, Header, Reading, Sample, longest_interval};
+use crate::event::{BRIDGED, Domain, Event, Header, Reading, Sample, Workload, longest_interval};
 use crate::host::topology::{Package, Topology};
 use crate::host::{self, Roots};
 use crate::meter::EnergyMeter;
@@ -102,7 +102,7 @@ pub(crate) struct Collector {
     found: Vec<Event>,
     collect_ns: Histogram<u64>,
     longest_interval: Option<Duration>,
-    refused: Refused,
+    admissions: Admissions,
     /// A window would have ended with a tick at which a counter failed for a moment.
     end_owed: bool,
     seen_lost_events: u64,
@@ -142,13 +142,10 @@ impl Collector {
         let mut probe = Probe::load(load_options(&btf, hierarchy, &topology, needs)?)?;
         // Before the GPU meter takes its first look at who is on a device.
         let watched = Watched::default();
-        let (mut refused, mut events) = (Refused::default(), Vec::new());
+        let (mut admissions, mut events) = (Admissions::default(), Vec::new());
         for change in began {
-            if select(&mut probe, &watched, &change)? {
-                events.extend(change.workload().map(Event::Workload));
-            } else {
-                refused.note(&change);
-            }
+            let has_room = select(&mut probe, &watched, &change)?;
+            events.extend(admissions.news(change, has_room).map(Event::Workload));
         }
         let gpu = open_gpu(options, hierarchy, &watched, probe.take_exits())?;
         if gpu.meter.is_some() {
@@ -200,7 +197,7 @@ impl Collector {
             // Up to a minute, to three digits.
             collect_ns: Histogram::new_with_max(60_000_000_000, 3)
                 .context("cannot make a histogram")?,
-            refused,
+            admissions,
             end_owed: false,
             seen_lost_events: 0,
         };
@@ -226,11 +223,8 @@ impl Collector {
         change: Change,
         emit: &mut dyn FnMut(&Event),
     ) -> anyhow::Result<()> {
-        if !select(&mut self.probe, &self.watched, &change)? {
-            self.refused.note(&change);
-        } else if self.refused.lets_pass(&change)
-            && let Some(workload) = change.workload()
-        {
+        let has_room = select(&mut self.probe, &self.watched, &change)?;
+        if let Some(workload) = self.admissions.news(change, has_room) {
             emit(&Event::Workload(workload));
         }
         Ok(())
@@ -270,6 +264,7 @@ impl Collector {
         }
         for id in self.ended.drain(..) {
             emit(&Event::Ended { id });
+            self.admissions.ended(id);
             self.probe.forget(id);
         }
         self.place_cpus();
@@ -351,11 +346,7 @@ impl Collector {
         for event in self.gpu_events.drain(..) {
             emit(&event);
         }
-        if self.refused.workloads > 0 {
-            let message = format!(
-                "{} workloads found no room and are part of `other`; raise --max-workloads",
-                self.refused.workloads
-            );
+        if let Some(message) = self.admissions.warning() {
             emit(&Event::Warning { message });
         }
         let late = self.probe.begun_late();
@@ -420,6 +411,7 @@ fn select(probe: &mut Probe, watched: &Watched, change: &Change) -> Result<bool,
                 return Ok(false);
             }
         }
+        // It has the cgroup that it had, or has none here because there was no room for it.
         Change::Renamed(_) => {}
         Change::Gone { cgroup_id, .. } => probe.end(*cgroup_id),
     }
@@ -427,38 +419,53 @@ fn select(probe: &mut Probe, watched: &Watched, change: &Change) -> Result<bool,
     Ok(true)
 }
 
-/// Those that found no room in the probe.
+/// So many workloads without room are told apart.
+const MOST_REFUSED: usize = 65_536;
+
+/// Who found room in the probe, and who did not.
 #[derive(Debug, Default)]
-struct Refused {
-    workloads: usize,
-    /// Of them, the living that nobody to the right has heard of.
-    unheard: BTreeSet<WorkloadId>,
+struct Admissions {
+    /// Those of whom was told, and whose end was not.
+    living: HashSet<WorkloadId>,
+    /// Those that found no room, for one cgroup at least; up to [`MOST_REFUSED`].
+    refused: HashSet<WorkloadId>,
 }
 
-impl Refused {
-    fn note(&mut self, change: &Change) {
+impl Admissions {
+    /// What those to the right are to hear of a change, for which the probe `has_room` or not.
+    fn news(&mut self, change: Change, has_room: bool) -> Option<Workload> {
         match change {
-            Change::Began(workload) => {
-                self.workloads += 1;
-                self.unheard.insert(workload.id);
+            Change::Began(workload) | Change::Moved { workload } if has_room => {
+                self.living.insert(workload.id);
+                Some(workload)
             }
-            Change::Moved { workload } if !self.unheard.contains(&workload.id) => {
-                self.workloads += 1;
+            Change::Began(workload) | Change::Moved { workload } => {
+                if self.refused.len() < MOST_REFUSED {
+                    self.refused.insert(workload.id);
+                }
+                None
             }
-            _ => {}
+            // A name begins nothing: neither what never had room, nor what has ended since.
+            Change::Renamed(workload) => {
+                Some(workload).filter(|workload| self.living.contains(&workload.id))
+            }
+            Change::Gone { .. } => None,
         }
     }
 
-    /// Whether those to the right may hear of a change that the probe has taken.
-    fn lets_pass(&mut self, change: &Change) -> bool {
-        match change {
-            Change::Began(workload) | Change::Moved { workload } => {
-                self.unheard.remove(&workload.id);
-                true
-            }
-            Change::Renamed(workload) => !self.unheard.contains(&workload.id),
-            Change::Gone { id, .. } => !self.unheard.remove(id),
-        }
+    /// Those to the right have heard of its end.
+    fn ended(&mut self, id: WorkloadId) {
+        self.living.remove(&id);
+    }
+
+    fn warning(&self) -> Option<String> {
+        let count = self.refused.len();
+        let least = if count < MOST_REFUSED { "" } else { "at least " };
+        (count > 0).then(|| {
+            format!(
+                "{least}{count} workloads found no room and are part of `other`; raise --max-workloads"
+            )
+        })
     }
 }
 
@@ -607,7 +614,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::event::{Workload, WorkloadKind};
+    use crate::event::WorkloadKind;
 
     fn workload(id: u64, name: &str) -> Workload {
         Workload {
@@ -620,20 +627,59 @@ mod tests {
         }
     }
 
+    fn began(id: u64) -> Change {
+        Change::Began(workload(id, "a"))
+    }
+
+    fn moved(id: u64) -> Change {
+        Change::Moved { workload: workload(id, "a") }
+    }
+
+    fn renamed(id: u64) -> Change {
+        Change::Renamed(workload(id, "b"))
+    }
+
     #[test]
     fn nobody_hears_of_a_workload_without_room_until_it_has_some() {
-        let mut refused = Refused::default();
-        refused.note(&Change::Began(workload(1, "a")));
-        assert!(!refused.lets_pass(&Change::Renamed(workload(1, "b"))));
-        assert!(refused.lets_pass(&Change::Renamed(workload(2, "c"))), "another one");
-        // It is refused once more, and counted once.
-        refused.note(&Change::Moved { workload: workload(1, "b") });
-        assert_eq!(refused.workloads, 1);
-        assert!(refused.lets_pass(&Change::Moved { workload: workload(1, "b") }));
-        assert!(refused.lets_pass(&Change::Renamed(workload(1, "d"))));
-        // One that was heard of keeps its row, whatever becomes of its next cgroup.
-        refused.note(&Change::Moved { workload: workload(1, "d") });
-        assert!(refused.lets_pass(&Change::Renamed(workload(1, "e"))));
-        assert_eq!(refused.workloads, 2);
+        let mut admissions = Admissions::default();
+        assert_eq!(admissions.news(began(1), false), None);
+        assert_eq!(admissions.news(renamed(1), true), None);
+        assert!(admissions.news(began(2), true).is_some(), "another one");
+        assert!(admissions.news(renamed(2), true).is_some());
+        assert!(admissions.news(moved(1), true).is_some());
+        assert!(admissions.news(renamed(1), true).is_some());
+        // One that was heard of keeps its row until its end, whatever becomes of its next cgroup.
+        assert_eq!(admissions.news(moved(2), false), None);
+        assert!(admissions.news(renamed(2), true).is_some());
+    }
+
+    #[test]
+    fn a_name_brings_nobody_back_who_has_ended() {
+        let mut admissions = Admissions::default();
+        assert!(admissions.news(began(1), true).is_some());
+        admissions.ended(WorkloadId(1));
+        // Its path was made again, and there was no room.
+        assert_eq!(admissions.news(moved(1), false), None);
+        assert_eq!(admissions.news(renamed(1), true), None);
+        assert!(admissions.news(moved(1), true).is_some());
+        assert!(admissions.news(renamed(1), true).is_some());
+    }
+
+    #[test]
+    fn workloads_without_room_are_counted_once_each() {
+        let mut admissions = Admissions::default();
+        assert_eq!(admissions.warning(), None);
+        admissions.news(began(1), true);
+        admissions.news(began(2), false);
+        for _ in 0..100 {
+            admissions.news(moved(1), false);
+            admissions.news(moved(2), false);
+        }
+        let warning = admissions.warning().unwrap();
+        assert!(warning.starts_with("2 workloads found no room"), "{warning}");
+        (0..100_000).for_each(|id| drop(admissions.news(began(id), false)));
+        assert_eq!(admissions.refused.len(), MOST_REFUSED);
+        let warning = admissions.warning().unwrap();
+        assert!(warning.starts_with("at least 65536 workloads found no room"), "{warning}");
     }
 }

@@ -40,9 +40,11 @@ impl Watched {
 
     pub fn apply(&self, change: &Change) {
         match change {
-            Change::Began(workload) | Change::Moved { workload } | Change::Renamed(workload) => {
+            Change::Began(workload) | Change::Moved { workload } => {
                 self.insert(workload.cgroup_id, workload.id);
             }
+            // The cgroup is the same.
+            Change::Renamed(_) => {}
             Change::Gone { cgroup_id, .. } => self.remove(*cgroup_id),
         }
     }
