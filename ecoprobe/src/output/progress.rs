@@ -33,8 +33,8 @@ impl Progress {
 
     pub(super) fn window(&mut self, window: &WindowReport) {
         let mut line = units::elapsed(window.start_s + window.seconds);
-        if let Some(joules) = window.node.sum(|books| books.measured_j) {
-            let _ = write!(line, ", {}", units::watts(joules / window.seconds));
+        if let Some(watts) = window.lines.measured.power_w {
+            let _ = write!(line, ", {}", units::watts(watts));
         }
         self.show(&line);
     }

@@ -15,8 +15,8 @@ use crate::energy::model::StaticPower;
 use crate::event::settings::IdlePolicy;
 use crate::event::sources::StaticPowerKind;
 use report::{
-    ComponentBooks, Node, REPORT_SCHEMA, Report, RunSpan, Sources, StaticPowerSource, WindowReport,
-    WindowWorkload, WorkloadEnergy, WorkloadGpu, WorkloadReport,
+    ComponentBooks, Line, Node, NodeLines, REPORT_SCHEMA, Report, RunSpan, Sources,
+    StaticPowerSource, WindowReport, WindowWorkload, WorkloadEnergy, WorkloadGpu, WorkloadReport,
 };
 
 /// The report of the run so far, with everything posted as it is known now.
@@ -59,18 +59,7 @@ fn workload(
     run: Seconds,
 ) -> WorkloadReport {
     let settings = &books.header().settings;
-    let measured = Component::ALL.map(|component| {
-        let index = component as usize;
-        let known = match component {
-            Component::Gpu => {
-                let told = || books.gpus_told().map(|(_, told)| !told.is_none());
-                gpu_is_known(&bills[index], told().any(|told| told), told().any(|told| !told))
-            }
-            _ => !covered.of(component, member.times()).is_none(),
-        };
-        totals[index].measured.is_some() && known
-    });
-    let energy_j = energy(books, measured, bills);
+    let energy_j = energy(books, measured(books, member, covered, totals, bills), bills);
     let pue = settings.pue.unwrap_or(1.0);
     let billed = |rate: Option<f64>, figure: fn(Joules, f64, f64) -> f64| {
         Some(figure(energy_j.total.map(Joules)?, rate?, pue))
@@ -95,6 +84,27 @@ fn workload(
         cost: billed(settings.price, carbon::cost),
         gpus: gpus.collect(),
     }
+}
+
+/// Of which components a workload's energy is known in the run so far.
+fn measured(
+    books: &Books,
+    member: &Member,
+    covered: &Covered<'_>,
+    totals: &Totals,
+    bills: &[Bill; Component::COUNT],
+) -> [bool; Component::COUNT] {
+    Component::ALL.map(|component| {
+        let index = component as usize;
+        let known = || match component {
+            Component::Gpu => {
+                let told = || books.gpus_told().map(|(_, told)| !told.is_none());
+                gpu_is_known(&bills[index], told().any(|told| told), told().any(|told| !told))
+            }
+            _ => !covered.of(component, member.times()).is_none(),
+        };
+        totals[index].measured.is_some() && known()
+    })
 }
 
 /// What a workload's energy leaves out, and why.
@@ -180,6 +190,7 @@ pub(crate) fn window(books: &Books) -> Option<WindowReport> {
     });
     let mut workloads_j = [Joules(0.0); Component::COUNT];
     let covered = books.covered_in(window);
+    let (run_covered, run_totals) = (books.covered(), books.totals());
     let members = books.roster().members();
     // Those that have ended would be rows of zeros for good.
     let members = members.iter().filter(|(id, member)| !member.has_ended() || window.has(*id));
@@ -199,34 +210,72 @@ pub(crate) fn window(books: &Books) -> Option<WindowReport> {
             totals[index].measured.is_some() && known
         });
         let energy_j = energy(books, measured, &bills);
+        let gpu = Component::Gpu as usize;
+        let of_gpus = measured[gpu].then(|| (bills[gpu].dynamic + bills[gpu].idle).0);
         WindowWorkload {
-            id: *id,
             name: member.workload.name.clone(),
             cpu_seconds: window.times(*id).map(|(_, ns)| ns as f64).sum::<f64>() * 1e-9,
             energy_j,
-            mean_power_w: window_power(window, energy_j),
+            mean_power_w: window_power(window, energy_j.total, of_gpus),
+            so_far_j: so_far(books, *id, member, &run_covered, &run_totals),
         }
     });
     let workloads: Vec<_> = workloads.collect();
+    let node = node(&totals, &workloads_j);
     Some(WindowReport {
         kind: "window",
         start_s: Seconds::from_ns(window.from_ns - window.first_ns).0,
         seconds: window.time().0,
-        node: node(&totals, &workloads_j),
+        lines: lines(window, &node, &run_totals),
+        node,
         workloads,
         static_power_w: static_power(books).watts,
         resolution_ms: window.resolution.map(|resolution| resolution.0 * 1e3),
     })
 }
 
-/// A GPU's joules are over by the time that they are known: they are set against the time that they
-/// are about.
-fn window_power(window: &WindowSums, energy: WorkloadEnergy) -> Option<f64> {
+/// The mean power of these joules. Those `of_gpus` are over by the time that they are known: they are
+/// set against the time that they are about.
+fn window_power(window: &WindowSums, joules: Option<f64>, of_gpus: Option<f64>) -> Option<f64> {
     let gpu_time = window.gpu_time.0;
-    let gpu = energy.gpu.filter(|joules| *joules > 0.0 && gpu_time > 0.0).unwrap_or(0.0);
+    let gpu = of_gpus.filter(|joules| *joules > 0.0 && gpu_time > 0.0).unwrap_or(0.0);
     let gpu_power = if gpu > 0.0 { gpu / gpu_time } else { 0.0 };
-    let others = energy.total.map(|total| total - gpu);
+    let others = joules.map(|joules| joules - gpu);
     mean_power(others, window.time()).map(|power| power + gpu_power)
+}
+
+/// What was posted to a workload in the run so far. Windows may be missed, so nobody can add them up.
+fn so_far(
+    books: &Books,
+    id: WorkloadId,
+    member: &Member,
+    covered: &Covered<'_>,
+    totals: &Totals,
+) -> Option<f64> {
+    let bills = books.bills(id);
+    let measured = measured(books, member, covered, totals, &bills);
+    let bills = bills.map(|bill| (bill.dynamic + bill.idle).0);
+    sum(Component::ALL.map(|component| {
+        let index = component as usize;
+        measured[index].then(|| bills[index])
+    }))
+}
+
+/// The node's lines in a window, and what was posted to them in the run so far.
+fn lines(window: &WindowSums, node: &Node, so_far: &Totals) -> NodeLines {
+    let line = |figure: fn(&ComponentBooks) -> Option<f64>, posted: fn(&Sums) -> Joules| Line {
+        power_w: window_power(window, node.sum(figure), figure(&node.gpu)),
+        so_far_j: sum(Component::ALL.map(|component| {
+            let sums = &so_far[component as usize];
+            sums.measured.map(|_| posted(sums).0)
+        })),
+    };
+    NodeLines {
+        measured: line(|books| books.measured_j, |sums| sums.measured.unwrap_or_default()),
+        idle: line(|books| books.idle_j, |sums| sums.idle),
+        other: line(|books| books.other_j, |sums| sums.other.dynamic + sums.other.idle),
+        unattributed: line(|books| books.unattributed_j, |sums| sums.unattributed),
+    }
 }
 
 fn static_power(books: &Books) -> StaticPowerSource {

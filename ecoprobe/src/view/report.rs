@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::base::WorkloadId;
 use crate::base::own::Own;
 use crate::event::sources::{self, CpuEnergyKind, GpuEnergyKind, GpuReadMethod, StaticPowerKind};
 use crate::event::{GpuMethod, WorkloadKind};
@@ -201,15 +200,36 @@ pub struct WindowReport {
     /// GPU figures in this window are means over this long, milliseconds: what is finer is not
     /// known. They are about the time that the driver told of since the window before.
     pub resolution_ms: Option<f64>,
+    /// `node` as it is shown to people.
+    #[serde(skip)]
+    pub lines: NodeLines,
+}
+
+/// Lines of the node's books, all components together.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct NodeLines {
+    pub measured: Line,
+    pub idle: Line,
+    pub other: Line,
+    pub unattributed: Line,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Line {
+    /// Mean power in the window: a GPU's joules over the time that they are about.
+    pub power_w: Option<f64>,
+    /// Joules since the start, by what was known of the static power at the time.
+    pub so_far_j: Option<f64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct WindowWorkload {
-    /// Names are for people: a workload that ended may have had the same.
-    #[serde(skip)]
-    pub id: WorkloadId,
     pub name: String,
     pub cpu_seconds: f64,
     pub energy_j: WorkloadEnergy,
+    /// A GPU's joules over the time that they are about.
     pub mean_power_w: Option<f64>,
+    /// As [`Line::so_far_j`].
+    #[serde(skip)]
+    pub so_far_j: Option<f64>,
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use crate::base::WorkloadId;
 use crate::base::own::*;
 use crate::event::Header;
 use crate::event::WorkloadKind;
@@ -88,11 +87,15 @@ pub(crate) fn report() -> Report {
     }
 }
 
+/// The tenth second of such a power.
+fn line(watts: f64) -> Line {
+    Line { power_w: Some(watts), so_far_j: Some(watts * 10.0) }
+}
+
 /// One second of `count` jobs of rising energy.
 pub(crate) fn window(count: usize) -> WindowReport {
     let workloads: Vec<WindowWorkload> = (0..count)
         .map(|i| WindowWorkload {
-            id: WorkloadId(i as u64 + 1),
             name: format!("kubepods/burstable/job-{i}"),
             cpu_seconds: 0.25,
             energy_j: WorkloadEnergy {
@@ -101,6 +104,7 @@ pub(crate) fn window(count: usize) -> WindowReport {
                 ..WorkloadEnergy::default()
             },
             mean_power_w: Some(i as f64 + 1.0),
+            so_far_j: Some((i as f64 + 1.0) * 10.0),
         })
         .collect();
     let used: f64 = workloads.iter().filter_map(|w| w.energy_j.total).sum();
@@ -116,6 +120,12 @@ pub(crate) fn window(count: usize) -> WindowReport {
         workloads,
         static_power_w: BTreeMap::new(),
         resolution_ms: None,
+        lines: NodeLines {
+            measured: line(used + 30.0),
+            idle: line(20.0),
+            other: line(10.0),
+            unattributed: line(0.0),
+        },
     }
 }
 

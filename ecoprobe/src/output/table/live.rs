@@ -1,60 +1,23 @@
 //! The view that redraws in place: what each workload draws now, and what it has used so far.
 
-use std::collections::{HashMap, HashSet};
-
 use super::grid::{BOLD, Cell, Column, DIM, Grid, LOUD, PLAIN, Paint, Row, shorten};
-use crate::base::WorkloadId;
 use crate::output::units;
-use crate::view::report::{ComponentBooks, WindowReport};
+use crate::view::report::{Line, NodeLines, WindowReport, WindowWorkload};
 
 /// Lines of a frame that are not workloads: the title, the headers, "more", other, idle,
 /// unattributed, a rule and the total; and the line that the cursor stands on.
 const OTHER_LINES: usize = 9;
 
-/// How many that are not shown any more are remembered: a GPU's driver may tell late of them.
-const MOST_GONE: usize = 4096;
-
-/// Joules so far; `None` until a window had any.
-#[derive(Debug, Clone, Copy, Default)]
-struct SoFar(Option<f64>);
-
-impl SoFar {
-    fn add(&mut self, joules: Option<f64>) {
-        if let Some(joules) = joules {
-            self.0 = Some(self.0.unwrap_or(0.0) + joules);
-        }
-    }
-}
-
-/// Windows say what happened in them; the sums are kept here.
+/// What every frame has in common.
 #[derive(Debug, Default)]
 pub(super) struct Live {
     /// The CPU's energy is a model's figure.
     pub(super) estimate: bool,
-    workloads: HashMap<WorkloadId, SoFar>,
-    idle: SoFar,
-    other: SoFar,
-    unattributed: SoFar,
-    measured: SoFar,
 }
 
 impl Live {
-    pub(super) fn add(&mut self, window: &WindowReport) {
-        for workload in &window.workloads {
-            let so_far = self.workloads.entry(workload.id).or_default();
-            so_far.add(workload.energy_j.total);
-        }
-        if self.workloads.len() > window.workloads.len() + MOST_GONE {
-            let shown: HashSet<_> = window.workloads.iter().map(|workload| workload.id).collect();
-            self.workloads.retain(|id, _| shown.contains(id));
-        }
-        self.idle.add(window.node.sum(|books| books.idle_j));
-        self.other.add(window.node.sum(|books| books.other_j));
-        self.unattributed.add(window.node.sum(|books| books.unattributed_j));
-        self.measured.add(window.node.sum(|books| books.measured_j));
-    }
-
-    /// The lines of the newest window, at most `height` and none wider than `width`.
+    /// The lines of the newest window: fewer than `height`, since the cursor stands below them, and
+    /// none wider than `width`.
     pub(super) fn frame(
         &self,
         window: &WindowReport,
@@ -63,62 +26,55 @@ impl Live {
         paint: Paint,
     ) -> Vec<String> {
         let seconds = window.seconds;
-        let measured = window.node.sum(|books| books.measured_j);
-        let row = |style, name: String, cpus: Cell, joules: Option<f64>, so_far: SoFar| {
-            let share = share(joules, measured);
+        let NodeLines { measured, idle, other, unattributed } = window.lines;
+        let row = |style, name: &str, cpus: Cell, Line { power_w, so_far_j }: Line| {
+            let share = share(power_w, measured.power_w);
             let cells = vec![
-                Cell::Text(name),
+                Cell::Text(name.to_owned()),
                 cpus,
-                Cell::of(joules.map(|joules| joules / seconds), units::watts),
+                Cell::of(power_w, units::watts),
                 Cell::of(share, units::percent),
                 Cell::Bar(share.unwrap_or(0.0)),
-                Cell::of(so_far.0, units::joules),
+                Cell::of(so_far_j, units::joules),
             ];
             Row::Cells(style, cells)
         };
-        let so_far = |id: WorkloadId| self.workloads.get(&id).copied().unwrap_or_default();
 
         let mut workloads: Vec<_> = window.workloads.iter().collect();
         workloads.sort_by(|a, b| {
-            let joules = |id| so_far(id).0.unwrap_or(0.0);
-            joules(b.id).total_cmp(&joules(a.id)).then_with(|| a.name.cmp(&b.name))
+            let joules = |workload: &WindowWorkload| workload.so_far_j.unwrap_or(0.0);
+            joules(b).total_cmp(&joules(a)).then_with(|| a.name.cmp(&b.name))
         });
         let (shown, hidden) =
             workloads.split_at(workloads.len().min(height.saturating_sub(OTHER_LINES).max(1)));
         let mut rows = Vec::with_capacity(shown.len() + OTHER_LINES);
+        let line = |workload: &WindowWorkload| Line {
+            power_w: workload.mean_power_w,
+            so_far_j: workload.so_far_j,
+        };
         for workload in shown {
             let cpus = Cell::of(Some(workload.cpu_seconds / seconds), plain);
-            let name = workload.name.clone();
-            rows.push(row(PLAIN, name, cpus, workload.energy_j.total, so_far(workload.id)));
+            rows.push(row(PLAIN, &workload.name, cpus, line(workload)));
         }
         if !hidden.is_empty() {
-            let (mut joules, mut sum, mut cpus) = (SoFar::default(), SoFar::default(), 0.0);
-            for workload in hidden {
-                joules.add(workload.energy_j.total);
-                sum.add(so_far(workload.id).0);
-                cpus += workload.cpu_seconds / seconds;
-            }
+            let sum = |figure: fn(&Line) -> Option<f64>| {
+                let figures = hidden.iter().filter_map(|workload| figure(&line(workload)));
+                figures.reduce(|sum, figure| sum + figure)
+            };
+            let together =
+                Line { power_w: sum(|line| line.power_w), so_far_j: sum(|line| line.so_far_j) };
+            let cpus = hidden.iter().map(|workload| workload.cpu_seconds / seconds).sum();
             let name = format!("… {} more", units::count(hidden.len() as u64));
-            rows.push(row(DIM, name, Cell::of(Some(cpus), plain), joules.0, sum));
+            rows.push(row(DIM, &name, Cell::of(Some(cpus), plain), together));
         }
-        let node = &window.node;
-        let mut book = |style, name: &str, figure: fn(&ComponentBooks) -> Option<f64>, so_far| {
-            rows.push(row(style, name.into(), Cell::Blank, node.sum(figure), so_far));
-        };
-        book(DIM, "other", |books| books.other_j, self.other);
-        book(DIM, "idle", |books| books.idle_j, self.idle);
-        if self.unattributed.0.is_some_and(|joules| joules != 0.0) {
-            book(DIM, "unattributed", |books| books.unattributed_j, self.unattributed);
+        rows.push(row(DIM, "other", Cell::Blank, other));
+        rows.push(row(DIM, "idle", Cell::Blank, idle));
+        if unattributed.so_far_j.is_some_and(|joules| joules != 0.0) {
+            rows.push(row(DIM, "unattributed", Cell::Blank, unattributed));
         }
         rows.push(Row::Rule);
         let total = if self.estimate { "total (ESTIMATE)" } else { "measured" };
-        rows.push(row(
-            BOLD,
-            total.into(),
-            Cell::Blank,
-            node.sum(|books| books.measured_j),
-            self.measured,
-        ));
+        rows.push(row(BOLD, total, Cell::Blank, measured));
 
         let mark = if self.estimate { " (est.)" } else { "" };
         let column = |header: String, dispensable| Column { header, dispensable };
@@ -132,6 +88,11 @@ impl Live {
         ];
         let mut lines = vec![self.title(window, width, paint)];
         lines.extend(Grid { columns, rows }.render(Some(width), paint));
+        // A screen that is too low goes without what stands above the total: what has scrolled away
+        // cannot be drawn over.
+        let total = lines.len() - 1;
+        let too_many = (total + 2).saturating_sub(height).min(total);
+        lines.drain(total - too_many..total);
         lines
     }
 
@@ -166,47 +127,60 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sums_grow_and_the_frame_fits_the_screen() {
-        let mut live = Live::default();
-        let window = window(500);
-        live.add(&window);
-        live.add(&window);
-        for (width, height) in [(80, 24), (20, 8), (200, 60)] {
+    fn the_frame_fits_the_screen() {
+        let live = Live::default();
+        let mut window = window(500);
+        window.lines.unattributed.so_far_j = Some(1.0);
+        for (width, height) in [(80, 24), (200, 60)].into_iter().chain((2..13).map(|low| (20, low)))
+        {
             let lines = live.frame(&window, width, height, Paint(false));
-            assert!(lines.len() < height.max(10), "{} lines of {height}", lines.len());
+            assert!(lines.len() < height, "{} lines of {height}", lines.len());
             for line in &lines {
                 assert!(line.width() <= width, "{width}: {line}");
             }
+            assert!(lines.last().unwrap().starts_with("measured"), "{lines:?}");
         }
         let frame = live.frame(&window, 80, 24, Paint(false)).join("\n");
         assert!(frame.contains("… 485 more"), "{frame}");
         assert!(frame.contains("job-499"), "the one that used most comes first: {frame}");
         let total = frame.lines().last().unwrap();
-        assert!(total.starts_with("measured") && total.ends_with("J"), "{frame}");
+        assert!(total.ends_with("J"), "{frame}");
+        let lowest = live.frame(&window, 80, 6, Paint(false));
+        assert!(lowest.len() == 5 && lowest[2].contains("job-499"), "{lowest:?}");
     }
 
     #[test]
-    fn two_of_the_same_name_are_two_rows_and_those_gone_are_forgotten() {
-        let mut live = Live::default();
-        let mut window = window(2);
-        window.workloads[1].name = window.workloads[0].name.clone();
-        live.add(&window);
-        let frame = live.frame(&window, 120, 24, Paint(false));
-        let rows: Vec<_> = frame.iter().filter(|line| line.contains("job-0")).collect();
-        let [first, second] = rows[..] else { panic!("{frame:?}") };
-        assert!(first.contains("2.00 J") && second.contains("1.00 J"), "{rows:?}");
-        for id in 0..20_000 {
-            window.workloads[0].id = WorkloadId(1_000 + id);
-            live.add(&window);
-            assert!(live.workloads.len() <= MOST_GONE + 2);
+    fn power_and_sums_are_those_of_the_window() {
+        let mut window = window(3);
+        // Tenths of a second, and a GPU whose driver tells once in a second.
+        window.seconds = 0.1;
+        for workload in &mut window.workloads {
+            workload.name = "job".into();
+            workload.mean_power_w = Some(50.0);
         }
+        let (watts, joules) = (Some(200.0), Some(7000.0));
+        window.lines.measured = Line { power_w: watts, so_far_j: joules };
+        window.lines.other = Line { power_w: Some(1.5), so_far_j: None };
+        let frame = Live::default().frame(&window, 120, 24, Paint(false));
+        // Two of the same name are two rows.
+        let rows: Vec<_> = frame.iter().filter(|line| line.starts_with("job")).collect();
+        for (row, so_far) in rows.iter().zip(["30.0 J", "20.0 J", "10.0 J"]) {
+            assert!(row.contains("50.0 W") && row.contains("25.0 %"), "{frame:?}");
+            assert!(row.ends_with(so_far), "{frame:?}");
+        }
+        let row = |name: &str| frame.iter().find(|line| line.starts_with(name)).unwrap();
+        assert!(row("measured").contains("200 W") && row("measured").ends_with("7.00 kJ"));
+        assert!(row("other").contains("1.50 W") && !row("other").contains('J'), "{frame:?}");
+        // Of many that are not shown, the sum.
+        let frame = Live::default().frame(&window, 120, 8, Paint(false));
+        let more = frame.iter().find(|line| line.contains("2 more")).unwrap();
+        assert!(more.contains("100 W") && more.ends_with("30.0 J"), "{frame:?}");
     }
 
     #[test]
     fn an_estimate_says_so_on_every_figure() {
-        let mut live = Live { estimate: true, ..Live::default() };
+        let live = Live { estimate: true };
         let window = window(1);
-        live.add(&window);
         let frame = live.frame(&window, 80, 24, Paint(false)).join("\n");
         for label in ["ESTIMATE, not measured", "POWER (est.)", "SO FAR (est.)", "total (ESTIMATE)"]
         {

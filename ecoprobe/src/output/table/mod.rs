@@ -73,7 +73,6 @@ impl Output for Table {
             return Ok(());
         };
         self.progress.clear();
-        live.add(window);
         let (columns, rows) = screen_size();
         let lines = live.frame(window, columns, rows, self.paint);
         let mut frame = self.erase();
@@ -118,5 +117,5 @@ pub(super) fn plain(report: &Report) -> String {
 /// Columns and rows of the terminal.
 fn screen_size() -> (usize, usize) {
     let size = terminal_size::terminal_size_of(stdout::real());
-    size.map_or((80, 24), |(width, height)| (width.0.max(20).into(), height.0.max(8).into()))
+    size.map_or((80, 24), |(width, height)| (width.0.max(20).into(), height.0.max(2).into()))
 }

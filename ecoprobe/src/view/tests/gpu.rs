@@ -167,6 +167,101 @@ fn idle_energy_goes_to_who_holds_the_device_if_asked() {
     assert_eq!(report.node.gpu.idle_j, Some(50.0));
 }
 
+/// Windows of a tenth of a second, of a device that draws 300 W, 100 of them idle, and whose driver
+/// tells once a second; package-0 draws 40 W, 20 of them idle.
+fn windows_shorter_than_the_drivers(settings: Settings, gpu: bool) -> Vec<WindowReport> {
+    let mut header = header(1, vec![domain("package-0", Component::Cpu, 0)]);
+    header.settings = settings;
+    header.settings.static_watts =
+        [("GPU-1", 100.0), ("package-0", 20.0)].map(|(name, w)| (name.to_owned(), w)).into();
+    let mut books = RunBooks::new(header);
+    books.workload(workload("a"));
+    books.workload(workload("b"));
+    let mut windows = Vec::new();
+    for tenth in 0..=20 {
+        if gpu && tenth > 0 && tenth % 10 == 0 {
+            let users = [user(1, 1.0, 1.0), GpuUsage { weight: 0.0, ..user(2, 0.0, 0.0) }];
+            books.gpu(&window((tenth - 10) * 100, tenth * 100, 300.0, &users));
+        }
+        let mono_ns = tenth * 100 * MS;
+        // Half of what was used is the first workload's.
+        let busy = tenth * 50 * MS;
+        let count = (tenth as f64 * 4.0 / UNIT) as u64;
+        let energy = vec![Some(Reading { mono_ns, count })];
+        books.sample(&sample_of(mono_ns, &vec![vec![busy, 0, busy, 0]], energy));
+        windows.extend(books.window());
+    }
+    windows
+}
+
+#[test]
+fn power_is_set_against_the_time_that_it_is_about() {
+    use crate::event::settings::IdlePolicy;
+
+    let holders = Settings { gpu_idle_to_holders: true, ..Settings::default() };
+    let share = Settings { idle: IdlePolicy::Share, ..Settings::default() };
+    // Of the two workloads; of what was measured, of idle, and of others.
+    let cases = [
+        (Settings::default(), [210.0, 0.0], [340.0, 120.0, 10.0]),
+        (holders, [260.0, 50.0], [340.0, 20.0, 10.0]),
+        (share, [320.0, 0.0], [340.0, 0.0, 20.0]),
+    ];
+    for (settings, workloads, [measured, idle, other]) in cases {
+        let windows = windows_shorter_than_the_drivers(settings.clone(), true);
+        assert_eq!(windows.len(), 20);
+        for told in [&windows[9], &windows[19]] {
+            for (row, watts) in told.workloads.iter().zip(workloads) {
+                close(row.mean_power_w, watts);
+            }
+            close(told.lines.measured.power_w, measured);
+            close(told.lines.idle.power_w, idle);
+            close(told.lines.other.power_w, other);
+            close(told.lines.unattributed.power_w, 0.0);
+        }
+        // In between there is no word of the device. Without one, nothing is different.
+        let without = windows_shorter_than_the_drivers(settings, false);
+        for (window, without) in windows.iter().zip(&without).take(9) {
+            let text = |window: &WindowReport| serde_json::to_string(window).unwrap();
+            let text = |window| text(window).replace(r#","GPU-1":100.0"#, "");
+            assert_eq!(text(window), text(without));
+            close(window.lines.measured.power_w, 40.0);
+            let watts = without.workloads.iter().map(|row| row.mean_power_w.unwrap()).sum::<f64>();
+            close(Some(watts), without.workloads[0].energy_j.total.unwrap() / 0.1);
+        }
+    }
+}
+
+#[test]
+fn what_was_used_so_far_is_in_every_window() {
+    let windows = windows_shorter_than_the_drivers(
+        Settings { gpu_idle_to_holders: true, ..Settings::default() },
+        true,
+    );
+    let mut sums = [0.0; 6];
+    for window in &windows {
+        let lines = window.lines;
+        let rows = [0, 1].map(|row: usize| &window.workloads[row]);
+        let node = |figure: fn(&ComponentBooks) -> Option<f64>| window.node.sum(figure);
+        let pieces = [
+            (rows[0].energy_j.total, rows[0].so_far_j),
+            (rows[1].energy_j.total, rows[1].so_far_j),
+            (node(|books| books.measured_j), lines.measured.so_far_j),
+            (node(|books| books.idle_j), lines.idle.so_far_j),
+            (node(|books| books.other_j), lines.other.so_far_j),
+            (node(|books| books.unattributed_j), lines.unattributed.so_far_j),
+        ];
+        for (sum, (in_window, so_far)) in sums.iter_mut().zip(pieces) {
+            *sum += in_window.unwrap_or(0.0);
+            close(so_far, *sum);
+        }
+        let text = serde_json::to_string(window).unwrap();
+        assert!(!text.contains("so_far") && !text.contains("lines"), "{text}");
+    }
+    for (sum, expected) in sums.into_iter().zip([520.0, 100.0, 680.0, 40.0, 20.0, 0.0]) {
+        close(Some(sum), expected);
+    }
+}
+
 #[test]
 fn a_device_that_idles_now_and_then_is_calibrated() {
     let mut books = with_device(Settings::default());
