@@ -214,7 +214,8 @@ pub(crate) fn window(books: &Books) -> Option<WindowReport> {
         let of_gpus = measured[gpu].then(|| (bills[gpu].dynamic + bills[gpu].idle).0);
         WindowWorkload {
             name: member.workload.name.clone(),
-            cpu_seconds: window.times(*id).map(|(_, ns)| ns as f64).sum::<f64>() * 1e-9,
+            // From 0: the sum of no float is -0.
+            cpu_seconds: window.times(*id).fold(0.0, |sum, (_, ns)| sum + ns as f64) * 1e-9,
             energy_j,
             mean_power_w: window_power(window, energy_j.total, of_gpus),
             so_far_j: so_far(books, *id, member, &run_covered, &run_totals),
