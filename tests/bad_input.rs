@@ -141,6 +141,31 @@ fn no_permission() {
 }
 
 #[test]
+#[ignore = "needs root: it gives its permissions up"]
+fn a_start_that_fails_leaves_the_files_of_the_run_before() {
+    let cgroup = TestCgroup::v2("denied");
+    let directory = tempfile::tempdir().unwrap();
+    let [result, recording] = ["out.csv", "rec"].map(|name| directory.path().join(name));
+    for file in [&result, &recording] {
+        fs::write(file, "of the run before").unwrap();
+    }
+    let mut powerless = Command::new("setpriv");
+    powerless.args(["--bounding-set=-all", "--inh-caps=-all", env!("CARGO_BIN_EXE_ecoprobe")]);
+    powerless.args(["--cgroup", &cgroup.cgroup(), "--cpu-energy=none", "--format=csv"]);
+    powerless.arg("--output").arg(&result).arg("--record").arg(&recording);
+    refused(Running::spawn(powerless).wait(), 4);
+    for file in [&result, &recording] {
+        assert_eq!(fs::read_to_string(file).unwrap(), "of the run before");
+    }
+    // One that begins has them for itself.
+    let mut run = ecoprobe(["--cgroup", &cgroup.cgroup(), "--cpu-energy=none", "--format=csv"]);
+    run.args(["--duration=200ms", "--output"]).arg(&result).arg("--record").arg(&recording);
+    Running::spawn(run).wait().succeeded();
+    assert!(fs::read_to_string(&result).unwrap().starts_with("start_s,"));
+    assert!(fs::read_to_string(&recording).unwrap().starts_with('{'));
+}
+
+#[test]
 #[ignore = "needs root: it makes cgroups"]
 fn names_that_mean_nothing_or_too_much() {
     let empty = tempfile::tempdir().unwrap();
