@@ -11,10 +11,12 @@ mod gpu;
 mod gpu_run;
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fake_nvml::{Device, Fault, Scenario, Utilisation};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::cgroup::TestCgroup;
@@ -67,6 +69,32 @@ fn a_slow_driver_never_holds_up_the_tick() {
         }
     }
     panic!("p99 is {best_p99} µs, and windows are {least_off} s off");
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+}
+
+#[test]
+#[ignore = "needs root: it loads the probe"]
+fn a_signal_ends_a_run_within_a_second_though_the_driver_hangs() {
+    let job = Job::new("job", 1);
+    // From a while after the start on.
+    let hang = Fault { from_s: 3.0, delay_ms: 60_000.0, ..Fault::default() };
+    let machine = Machine::with_faults(vec![device(vec![always(job.pid(), 60.0)])], vec![hang]);
+    let mut command = with_jobs(&machine.library(), &[&job]);
+    command.args(["--interval=100ms", "--format=json"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(5));
+    let start = Instant::now();
+    signal(&child, Signal::SIGTERM);
+    let output = child.wait_with_output().unwrap();
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(number(&report["node"]["gpu"]["measured_j"]) > 0.0);
+    let warnings = report["warnings"].to_string();
+    assert!(warnings.contains("NVML did not answer in time"), "{warnings}");
 }
 
 #[test]
