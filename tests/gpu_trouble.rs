@@ -71,8 +71,41 @@ fn a_slow_driver_never_holds_up_the_tick() {
     panic!("p99 is {best_p99} µs, and windows are {least_off} s off");
 }
 
+/// Waits until it hears `SIGTERM` itself.
+fn until_it_listens(child: &Child) {
+    let listens = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+        u64::from_str_radix(caught.trim(), 16).unwrap() & (1 << (Signal::SIGTERM as i32 - 1)) != 0
+    };
+    let start = Instant::now();
+    while !listens() {
+        assert!(start.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 fn signal(child: &Child, signal: Signal) {
     kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+}
+
+#[test]
+#[ignore = "needs root: it loads the probe"]
+fn a_signal_while_it_starts_keeps_the_command_from_starting() {
+    let slow = Fault { call: "nvmlInit".into(), delay_ms: 2000.0, ..Fault::default() };
+    let machine = Machine::with_faults(vec![device(vec![])], vec![slow]);
+    let marker = machine.directory.path().join("marker");
+    for ends in [Signal::SIGINT, Signal::SIGTERM] {
+        let mut command = ecoprobe();
+        command.args(["run", "--cpu-energy=none", "--nvml-lib"]).arg(machine.library());
+        command.arg("--").arg("touch").arg(&marker);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        until_it_listens(&child);
+        signal(&child, ends);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(128 + ends as i32), "{}", stderr(&output));
+        assert!(!marker.exists() && output.stdout.is_empty(), "{output:?}");
+    }
 }
 
 #[test]

@@ -197,6 +197,11 @@ impl Measurement {
         Ok(wake)
     }
 
+    /// A signal that asks for an end, if it has come already.
+    pub(super) async fn end_already(&mut self) -> Option<Signal> {
+        self.signals.end_already().await
+    }
+
     /// The loop is over. What is left waits for others: as long as they take, but not for long once a
     /// signal asks for the end, or if one has.
     pub(super) fn leave_loop(&mut self, runtime: Runtime) {

@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
+use std::time::Duration;
 
 use nix::sys::signal::{self, SigHandler, Signal};
 use tokio::signal::unix::{self, SignalKind};
@@ -51,6 +52,12 @@ impl Signals {
     /// The next one that asks for an end; the others can still be heard.
     pub(super) async fn next_end(&mut self) -> Signal {
         self.next_of(asks_for_the_end).await
+    }
+
+    /// One that asks for an end, if it has come already.
+    pub(super) async fn end_already(&mut self) -> Option<Signal> {
+        // The runtime hears of signals only while it waits.
+        tokio::time::timeout(Duration::from_millis(1), self.next_end()).await.ok()
     }
 
     async fn next_of(&mut self, wanted: impl Fn(Signal) -> bool) -> Signal {

@@ -109,6 +109,10 @@ async fn measure(
     let options = &config.measure.collect;
     let opened = Collector::open(options, scope.hierarchy(), vec![began], Newcomers::Ignored)?;
     let mut run = Measurement::start(&config.measure, opened, results, signals)?;
+    // Nobody can have told the command yet, not even the terminal.
+    if let Some(signal) = run.end_already().await {
+        return Ok(Measured::NoCommand(child::killed_by(signal as i32)));
+    }
     let mut child = match Child::spawn(&config.command, scope, for_command) {
         Ok(child) => child,
         Err(error) => {
