@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use crate::cgroup::TestCgroup;
 use crate::gpu::{DRIVER_NOT_LOADED, GPU_IS_LOST, Machine, NO_PERMISSION, always, device};
-use crate::gpu_run::{Job, ecoprobe, number, static_power, stderr, watch, with_jobs};
+use crate::gpu_run::{Job, ecoprobe, near, number, static_power, stderr, watch, with_jobs};
 
 // ---- our own cost --------------------------------------------------------------------------------
 
@@ -112,22 +112,33 @@ fn a_signal_while_it_starts_keeps_the_command_from_starting() {
 #[ignore = "needs root: it loads the probe"]
 fn a_signal_ends_a_run_within_a_second_though_the_driver_hangs() {
     let job = Job::new("job", 1);
-    // From a while after the start on.
-    let hang = Fault { from_s: 3.0, delay_ms: 60_000.0, ..Fault::default() };
-    let machine = Machine::with_faults(vec![device(vec![always(job.pid(), 60.0)])], vec![hang]);
-    let mut command = with_jobs(&machine.library(), &[&job]);
-    command.args(["--interval=100ms", "--format=json"]);
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    std::thread::sleep(Duration::from_secs(5));
-    let start = Instant::now();
-    signal(&child, Signal::SIGTERM);
-    let output = child.wait_with_output().unwrap();
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(number(&report["node"]["gpu"]["measured_j"]) > 0.0);
-    let warnings = report["warnings"].to_string();
-    assert!(warnings.contains("NVML did not answer in time"), "{warnings}");
+    for hangs in [true, false] {
+        // From a while after the start on. The other one is as slow as real ones are.
+        let from_s = if hangs { 3.0 } else { 1e9 };
+        let hang = Fault { from_s, delay_ms: 60_000.0, ..Fault::default() };
+        let processes = vec![always(job.pid(), 60.0)];
+        let slow = Device { refresh_ms: Some(100.0), sample_ms: 166.7, ..device(processes) };
+        let machine = Machine::with_faults(vec![slow], vec![hang]);
+        let mut command = with_jobs(&machine.library(), &[&job]);
+        command.args(["--interval=100ms", "--format=json"]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_secs(5));
+        let start = Instant::now();
+        signal(&child, Signal::SIGTERM);
+        let output = child.wait_with_output().unwrap();
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let joules = number(&report["node"]["gpu"]["measured_j"]);
+        let warnings = report["warnings"].to_string();
+        assert_eq!(warnings.contains("NVML did not answer in time"), hangs, "{warnings}");
+        if hangs {
+            assert!(joules > 0.0);
+        } else {
+            let watts = machine.scenario.devices[0].watts(0.0);
+            near("all of it", joules, watts * number(&report["window"]["seconds"]), 0.01);
+        }
+    }
 }
 
 #[test]
