@@ -160,7 +160,9 @@ fn a_signal_ends_a_run_whose_output_nobody_reads() {
     let _busy = Load::hog(cgroup.path(), 1);
     for (format, both) in [("jsonl", false), ("csv", false), ("json", false), ("jsonl", true)] {
         let mut text = String::new();
-        let mut run = Stalled::start(watch_many(&cgroup, format), both);
+        // One document has to be large to stall; windows are many as it is.
+        let watch = if format == "json" { watch_many } else { watch };
+        let mut run = Stalled::start(watch(&cgroup, format), both);
         thread::sleep(Duration::from_secs(2));
         run.signal(Signal::SIGTERM);
         assert_eq!(run.ends_within(Duration::from_secs(1)), Some(1), "{}", run.stderr());
