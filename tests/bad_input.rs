@@ -6,6 +6,8 @@
 mod sim;
 
 use std::fs::{self, File};
+use std::io::Read as _;
+use std::os::fd::FromRawFd as _;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -138,6 +140,61 @@ fn no_permission() {
         let sentence = refused(Running::spawn(powerless).wait(), 4);
         assert!(sentence.contains(what_to_do), "{sentence}");
     }
+}
+
+#[test]
+#[ignore = "needs root: it gives its permissions up"]
+fn an_error_on_a_terminal_stands_on_a_line_of_its_own() {
+    let cgroup = TestCgroup::v2("denied");
+    let (mut terminal, end) = terminal();
+    let mut powerless = Command::new("setpriv");
+    powerless.args(["--bounding-set=-all", "--inh-caps=-all", env!("CARGO_BIN_EXE_ecoprobe")]);
+    powerless.args(["--cgroup", &cgroup.cgroup(), "--cpu-energy=none", "--format=json"]);
+    powerless.env("TERM", "xterm").stdout(Stdio::null()).stderr(end);
+    assert_eq!(powerless.status().unwrap().code(), Some(4));
+    drop(powerless);
+    let mut bytes = Vec::new();
+    // The last end of a terminal that is closed is an error here.
+    let _ = terminal.read_to_end(&mut bytes);
+    let text = String::from_utf8(bytes).unwrap();
+    let (_, after) = text.split_once("waiting for the first window …").unwrap();
+    assert!(after.starts_with("\r\x1b[Kecoprobe: "), "{text:?}");
+}
+
+/// A terminal, and the end of it that programs have.
+fn terminal() -> (File, File) {
+    let (mut ours, mut theirs) = (0, 0);
+    let (name, settings, size) = (std::ptr::null_mut(), std::ptr::null(), std::ptr::null());
+    // SAFETY: fills in two descriptors, and takes defaults for the rest.
+    let result = unsafe { libc::openpty(&mut ours, &mut theirs, name, settings, size) };
+    assert_eq!(result, 0);
+    // SAFETY: they were opened just now, and nobody else has them.
+    unsafe { (File::from_raw_fd(ours), File::from_raw_fd(theirs)) }
+}
+
+#[test]
+#[ignore = "needs root: it gives its permissions up"]
+fn a_start_that_fails_leaves_the_files_of_the_run_before() {
+    let cgroup = TestCgroup::v2("denied");
+    let directory = tempfile::tempdir().unwrap();
+    let [result, recording] = ["out.csv", "rec"].map(|name| directory.path().join(name));
+    for file in [&result, &recording] {
+        fs::write(file, "of the run before").unwrap();
+    }
+    let mut powerless = Command::new("setpriv");
+    powerless.args(["--bounding-set=-all", "--inh-caps=-all", env!("CARGO_BIN_EXE_ecoprobe")]);
+    powerless.args(["--cgroup", &cgroup.cgroup(), "--cpu-energy=none", "--format=csv"]);
+    powerless.arg("--output").arg(&result).arg("--record").arg(&recording);
+    refused(Running::spawn(powerless).wait(), 4);
+    for file in [&result, &recording] {
+        assert_eq!(fs::read_to_string(file).unwrap(), "of the run before");
+    }
+    // One that begins has them for itself.
+    let mut run = ecoprobe(["--cgroup", &cgroup.cgroup(), "--cpu-energy=none", "--format=csv"]);
+    run.args(["--duration=200ms", "--output"]).arg(&result).arg("--record").arg(&recording);
+    Running::spawn(run).wait().succeeded();
+    assert!(fs::read_to_string(&result).unwrap().starts_with("start_s,"));
+    assert!(fs::read_to_string(&recording).unwrap().starts_with('{'));
 }
 
 #[test]

@@ -11,15 +11,17 @@ mod gpu;
 mod gpu_run;
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fake_nvml::{Device, Fault, Scenario, Utilisation};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::cgroup::TestCgroup;
 use crate::gpu::{DRIVER_NOT_LOADED, GPU_IS_LOST, Machine, NO_PERMISSION, always, device};
-use crate::gpu_run::{Job, ecoprobe, number, static_power, stderr, watch, with_jobs};
+use crate::gpu_run::{Job, ecoprobe, near, number, static_power, stderr, watch, with_jobs};
 
 // ---- our own cost --------------------------------------------------------------------------------
 
@@ -67,6 +69,76 @@ fn a_slow_driver_never_holds_up_the_tick() {
         }
     }
     panic!("p99 is {best_p99} µs, and windows are {least_off} s off");
+}
+
+/// Waits until it hears `SIGTERM` itself.
+fn until_it_listens(child: &Child) {
+    let listens = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+        u64::from_str_radix(caught.trim(), 16).unwrap() & (1 << (Signal::SIGTERM as i32 - 1)) != 0
+    };
+    let start = Instant::now();
+    while !listens() {
+        assert!(start.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+}
+
+#[test]
+#[ignore = "needs root: it loads the probe"]
+fn a_signal_while_it_starts_keeps_the_command_from_starting() {
+    let slow = Fault { call: "nvmlInit".into(), delay_ms: 2000.0, ..Fault::default() };
+    let machine = Machine::with_faults(vec![device(vec![])], vec![slow]);
+    let marker = machine.directory.path().join("marker");
+    for ends in [Signal::SIGINT, Signal::SIGTERM] {
+        let mut command = ecoprobe();
+        command.args(["run", "--cpu-energy=none", "--nvml-lib"]).arg(machine.library());
+        command.arg("--").arg("touch").arg(&marker);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        until_it_listens(&child);
+        signal(&child, ends);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(128 + ends as i32), "{}", stderr(&output));
+        assert!(!marker.exists() && output.stdout.is_empty(), "{output:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs root: it loads the probe"]
+fn a_signal_ends_a_run_within_a_second_though_the_driver_hangs() {
+    let job = Job::new("job", 1);
+    for hangs in [true, false] {
+        // From a while after the start on. The other one is as slow as real ones are.
+        let from_s = if hangs { 3.0 } else { 1e9 };
+        let hang = Fault { from_s, delay_ms: 60_000.0, ..Fault::default() };
+        let processes = vec![always(job.pid(), 60.0)];
+        let slow = Device { refresh_ms: Some(100.0), sample_ms: 166.7, ..device(processes) };
+        let machine = Machine::with_faults(vec![slow], vec![hang]);
+        let mut command = with_jobs(&machine.library(), &[&job]);
+        command.args(["--interval=100ms", "--format=json"]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_secs(5));
+        let start = Instant::now();
+        signal(&child, Signal::SIGTERM);
+        let output = child.wait_with_output().unwrap();
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let joules = number(&report["node"]["gpu"]["measured_j"]);
+        let warnings = report["warnings"].to_string();
+        assert_eq!(warnings.contains("NVML did not answer in time"), hangs, "{warnings}");
+        if hangs {
+            assert!(joules > 0.0);
+        } else {
+            let watts = machine.scenario.devices[0].watts(0.0);
+            near("all of it", joules, watts * number(&report["window"]["seconds"]), 0.01);
+        }
+    }
 }
 
 #[test]

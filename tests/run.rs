@@ -387,15 +387,52 @@ fn what_the_command_leaves_behind_goes_on_writing() {
 
 #[test]
 #[ignore = "needs root: it makes cgroups and loads the probe"]
+fn what_is_left_behind_and_silent_until_the_end_spoils_no_document() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = "(sleep 1; echo GARBAGE) 2>/dev/null &";
+    let mut run = ecoprobe(["run", "--cpu-energy=none", "--gpu-energy=none", "--format=json"]);
+    run.current_dir(directory.path()).args(["--", "sh", "-c", script]);
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+    run.stdout(writer).stderr(std::process::Stdio::null());
+    assert_eq!(run.spawn().unwrap().wait().unwrap().code(), Some(0));
+    drop(run);
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut fs::File::from(reader), &mut text).unwrap();
+    assert_eq!(text, "GARBAGE\n");
+    let file = fs::read_dir(directory.path()).unwrap().next().unwrap().unwrap().path();
+    assert_closed(&serde_json::from_slice(&fs::read(file).unwrap()).unwrap());
+}
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
+fn output_of_the_command_that_cannot_be_written_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    for (script, code) in [("echo hi", 1), ("echo hi; exit 7", 7)] {
+        let mut run = ecoprobe(["run", "--cpu-energy=none", "--gpu-energy=none", "--format=json"]);
+        run.current_dir(directory.path()).args(["--", "sh", "-c", script]);
+        run.stdout(fs::File::options().write(true).open("/dev/full").unwrap());
+        let output = run.stderr(std::process::Stdio::piped()).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{stderr}");
+        assert!(stderr.contains("not all there: No space left on device"), "{stderr}");
+    }
+}
+
+#[test]
+#[ignore = "needs root: it makes cgroups and loads the probe"]
 fn a_reader_that_is_slow_gets_all_that_the_command_wrote() {
     let directory = tempfile::tempdir().unwrap();
     let mut run = ecoprobe(["run", "--cpu-energy=none", "--gpu-energy=none", "--format=json"]);
     run.current_dir(directory.path()).args(["--", "head", "-c", "120000", "/dev/zero"]);
     let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
     run.stdout(writer).stderr(std::process::Stdio::null());
-    // It does not wait for the reader.
-    assert_eq!(run.spawn().unwrap().wait().unwrap().code(), Some(0));
+    let mut child = run.spawn().unwrap();
     drop(run);
+    // Once it is told to end it does not wait for the reader.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert_eq!(child.try_wait().unwrap(), None);
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
     let mut bytes = Vec::new();
     std::io::Read::read_to_end(&mut fs::File::from(reader), &mut bytes).unwrap();
     assert_eq!(bytes.len(), 120_000);

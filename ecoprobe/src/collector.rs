@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use hdrhistogram::Histogram;
 
 use crate::base::own::{Own, Quantiles};
-use crate::base::{Component, Error, User, WorkloadId, monotonic_ns};
+use crate::base::{Component, Error, Patience, User, WorkloadId, monotonic_ns};
 use crate::event::settings::{Settings, Wishes};
 use crate::event::sources::{
     CpuEnergyKind, CpuTimeSource, GpuEnergyKind, GpuEnergySource, Host, Sources, StaticPowerSource,
@@ -27,6 +27,8 @@ use crate::workload::owner::{Owner, Owners, Watched};
 
 /// How long the GPU driver has for its last readings.
 const GPU_PATIENCE: Duration = Duration::from_secs(3);
+/// In a hurry it leaves this to those who write.
+const AFTER_GPU: Duration = Duration::from_millis(400);
 
 /// How many workloads can be told apart at a time where nothing else is asked for.
 const USUAL_WORKLOADS: u32 = 4096;
@@ -106,6 +108,8 @@ pub(crate) struct Collector {
     /// A window would have ended with a tick at which a counter failed for a moment.
     end_owed: bool,
     seen_lost_events: u64,
+    /// With the driver, at the end.
+    patience: Patience,
 }
 
 impl Collector {
@@ -200,6 +204,7 @@ impl Collector {
             admissions,
             end_owed: false,
             seen_lost_events: 0,
+            patience: Patience::default(),
         };
         Ok((collector, header))
     }
@@ -207,6 +212,11 @@ impl Collector {
     /// How far apart readings may be, so that no counter wraps unseen; `None`: none can.
     pub(crate) fn longest_interval(&self) -> Option<Duration> {
         self.longest_interval
+    }
+
+    /// Has the end hurry when others do.
+    pub(crate) fn share(&mut self, patience: &Patience) {
+        self.patience = patience.clone();
     }
 
     /// Tells what was found while opening.
@@ -306,7 +316,7 @@ impl Collector {
     /// Ends the GPU meter; what it had left to say lands in `gpu_events`.
     fn finish_gpu(&mut self) {
         if let Some(gpu) = self.gpu.take() {
-            let end = gpu.finish(GPU_PATIENCE);
+            let end = gpu.finish(self.patience.keeping(AFTER_GPU).at_most(GPU_PATIENCE));
             self.nvml_us = end.nvml_us;
             self.gpu_events.extend(end.events);
         }

@@ -4,8 +4,9 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::base::Patience;
 use crate::base::own::Own;
 use crate::energy::books::Books;
 use crate::event::{Event, Header};
@@ -14,12 +15,8 @@ use crate::output::{self, Output};
 use crate::recording::{Background, Incomplete, Recorder};
 use crate::view::{self, report::Report};
 
-/// How long all that is written at the end may take: a signal ends a run within a second.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(800);
-/// Of it, what a recording leaves for the report.
+/// What a recording leaves for the report in a hurry.
 const FOR_REPORT: Duration = Duration::from_millis(250);
-/// Of a replay, that nobody waits for.
-const LONG_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
 /// The consumers of a run.
 #[derive(Debug)]
@@ -100,11 +97,9 @@ impl Pipeline {
         self.writer.failure().is_some()
     }
 
-    /// The report of everything so far, and the end of output and recording, by `end` if there is one.
-    /// `false` if what was asked for could not all be written; standard error has heard why, and where
-    /// the report is.
-    pub(crate) fn finish(mut self, own: Own, end: Option<Instant>) -> bool {
-        let end = end.unwrap_or_else(|| Instant::now() + LONG_PATIENCE);
+    /// The report of everything so far, and the end of output and recording. `false` if what was asked
+    /// for could not all be written; standard error has heard why, and where the report is.
+    pub(crate) fn finish(mut self, own: Own, patience: &Patience) -> bool {
         if let Some(recorder) = self.recorder.take() {
             let joined = recorder.joined_samples();
             if joined > 0 {
@@ -114,8 +109,7 @@ impl Pipeline {
                      out differently"
                 ));
             }
-            let patience = end.saturating_duration_since(Instant::now() + FOR_REPORT);
-            if let Err(error) = recorder.finish(patience) {
+            if let Err(error) = recorder.finish(&patience.keeping(FOR_REPORT)) {
                 self.recording_failed = true;
                 self.warn(sentence(&error));
             }
@@ -128,16 +122,23 @@ impl Pipeline {
         }
         self.books.finish();
         let report = view::report(&mut self.books, own);
-        let failure = self.writer.finish(Arc::new(with_lost(report.clone(), lost)), end).err();
+        let whole = Arc::new(with_lost(report.clone(), lost));
+        let failure = self.writer.finish(whole, patience).err();
         // Those that were still on their way did not arrive either.
         let to_rescue = || with_lost(report, self.writer.undelivered_windows());
         match failure {
             None => return !self.recording_failed,
             Some(Failure::NobodyReads) => {}
+            Some(Failure::Broken) => {
+                let why = "what writes the result has failed, which is a fault of ecoprobe";
+                output::rescue_to_file(&to_rescue(), why);
+            }
             // A recording can be replayed again.
             Some(_) if self.pace == Pace::Patient => {}
             Some(Failure::Said) => output::rescue_to_stderr(&to_rescue()),
-            Some(Failure::Stalled) => output::rescue_to_file(&to_rescue()),
+            Some(Failure::Stalled) => {
+                output::rescue_to_file(&to_rescue(), "nobody reads the result");
+            }
         }
         false
     }

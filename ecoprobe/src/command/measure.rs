@@ -1,5 +1,6 @@
 //! The loop that `watch` and `run` share: tick, tell, and notice when it is over.
 
+use std::mem;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -7,10 +8,11 @@ use anyhow::Context as _;
 use nix::sys::signal::Signal;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::runtime::Runtime;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-use super::signals::Signals;
-use crate::base::monotonic_ns;
+use super::signals::{Signals, asks_for_the_end};
+use crate::base::{Patience, monotonic_ns};
 use crate::collector::{CgroupChanges, Collector, Last};
 use crate::config::Measure;
 use crate::event::{Event, Header};
@@ -25,6 +27,9 @@ use crate::workload::names::Change;
 /// reader, and what waits must be ended by a signal as usual.
 pub(super) type Results = (Box<dyn Output>, Option<Recorder>);
 
+/// How long the end may take once it was asked for: a signal ends a run within a second.
+const HURRY: Duration = Duration::from_millis(800);
+
 /// One run: what is read, what becomes of it, and how often.
 pub(super) struct Measurement {
     collector: Collector,
@@ -33,6 +38,10 @@ pub(super) struct Measurement {
     rhythm: Rhythm,
     deadline: Option<Instant>,
     signals: Signals,
+    /// A signal has asked for the end.
+    end_asked_for: bool,
+    /// With those who are waited for at the end.
+    patience: Patience,
     cgroup_events: AsyncFd<OwnedFd>,
     /// While ticks are waited for and taken. To begin it and to end it are system calls: it lasts from
     /// one to the next where nothing else is to be done.
@@ -69,7 +78,7 @@ impl Rhythm {
         // Half a period of tolerance: the division of the interval rounds.
         let passed = due.saturating_duration_since(self.start) + self.period / 2;
         let windows = passed.as_nanos() / window.as_nanos().max(1);
-        std::mem::replace(&mut self.windows, windows) < windows
+        mem::replace(&mut self.windows, windows) < windows
     }
 }
 
@@ -94,6 +103,8 @@ impl Measurement {
         signals: Signals,
     ) -> anyhow::Result<Self> {
         let longest = collector.longest_interval();
+        let patience = Patience::default();
+        collector.share(&patience);
         let consumers = Consumers {
             recorder,
             output,
@@ -121,6 +132,8 @@ impl Measurement {
             rhythm,
             deadline: config.duration.map(|duration| now + duration),
             signals,
+            end_asked_for: false,
+            patience,
             cgroup_events,
             undisturbed: None,
             asked: None,
@@ -182,7 +195,40 @@ impl Measurement {
         if !matches!(wake, Wake::Tick(_) | Wake::Deadline) {
             self.undisturbed = None;
         }
+        if let Wake::Signal(signal) = wake {
+            self.end_asked_for |= asks_for_the_end(signal);
+        }
         Ok(wake)
+    }
+
+    /// A signal that asks for an end, if it has come already.
+    pub(super) async fn end_already(&mut self) -> Option<Signal> {
+        self.signals.end_already().await
+    }
+
+    /// The loop is over. What is left waits for others: as long as they take, but not for long once a
+    /// signal asks for the end, or if one has.
+    pub(super) fn leave_loop(&mut self, runtime: Runtime) {
+        // Its priority is not for the thread.
+        self.undisturbed = None;
+        if self.end_asked_for {
+            self.patience.hurry(HURRY);
+            return;
+        }
+        let (mut signals, patience) = (mem::take(&mut self.signals), self.patience.clone());
+        let hear = move || {
+            runtime.block_on(signals.next_end());
+            patience.hurry(HURRY);
+        };
+        let thread = std::thread::Builder::new().name("ecoprobe-signals".into());
+        if thread.spawn(hear).is_err() {
+            // Without a thread nobody would hear them.
+            self.patience.hurry(HURRY);
+        }
+    }
+
+    pub(super) fn patience(&self) -> &Patience {
+        &self.patience
     }
 
     /// A sample, and perhaps the end of a window.
@@ -193,6 +239,7 @@ impl Measurement {
 
     /// The last sample, and its window.
     pub(super) fn last_tick(&mut self) {
+        self.undisturbed = Some(Undisturbed::begin());
         self.take_sample(Last::Yes, true);
         self.undisturbed = None;
     }
@@ -213,20 +260,20 @@ impl Measurement {
         self.pipeline.output_failed()
     }
 
-    /// The report of everything up to the last tick, written by `end` or not at all. `false` if what was asked for could not all be
+    /// The report of everything up to the last tick. `false` if what was asked for could not all be
     /// written; standard error has heard why, and where the report is.
-    pub(super) fn finish(self, more_warnings: Vec<String>, end: std::time::Instant) -> bool {
-        let Self { mut collector, mut pipeline, .. } = self;
+    pub(super) fn finish(self, more_warnings: Vec<String>) -> bool {
+        let Self { mut collector, mut pipeline, patience, .. } = self;
         for warning in more_warnings {
             pipeline.warn(warning);
         }
         let own = collector.finish(&mut |event| pipeline.event(event));
-        pipeline.finish(own, Some(end))
+        pipeline.finish(own, &patience)
     }
 }
 
 /// One thread does it all: a tick is microseconds.
-pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+pub(super) fn runtime() -> anyhow::Result<Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use crate::base::Patience;
 use crate::base::error::EXIT_FAILED;
 use crate::config::Replay;
 use crate::output::writer::Pace;
@@ -31,6 +32,6 @@ pub(super) fn replay(config: &Replay) -> anyhow::Result<ExitCode> {
             break;
         }
     }
-    let complete = pipeline.finish(host::own::so_far(), None);
+    let complete = pipeline.finish(host::own::so_far(), &Patience::default());
     Ok(if complete { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) })
 }

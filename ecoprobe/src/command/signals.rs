@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
+use std::time::Duration;
 
 use nix::sys::signal::{self, SigHandler, Signal};
 use tokio::signal::unix::{self, SignalKind};
@@ -18,9 +19,14 @@ const HEARD: [Signal; 6] = [
     Signal::SIGUSR2,
 ];
 
+/// Of those, the ones that ask for an end.
+pub(super) fn asks_for_the_end(signal: Signal) -> bool {
+    !matches!(signal, Signal::SIGUSR1 | Signal::SIGUSR2)
+}
+
 /// The signals that end a measurement or are passed on to the command. Listen before the command
-/// starts, so that none is lost in between.
-#[derive(Debug)]
+/// starts, so that none is lost in between. The default hears none.
+#[derive(Debug, Default)]
 pub struct Signals {
     streams: Vec<(Signal, unix::Signal)>,
 }
@@ -40,8 +46,23 @@ impl Signals {
 
     /// The next signal to arrive. May be dropped and called again.
     pub async fn next(&mut self) -> Signal {
+        self.next_of(|_| true).await
+    }
+
+    /// The next one that asks for an end; the others can still be heard.
+    pub(super) async fn next_end(&mut self) -> Signal {
+        self.next_of(asks_for_the_end).await
+    }
+
+    /// One that asks for an end, if it has come already.
+    pub(super) async fn end_already(&mut self) -> Option<Signal> {
+        // The runtime hears of signals only while it waits.
+        tokio::time::timeout(Duration::from_millis(1), self.next_end()).await.ok()
+    }
+
+    async fn next_of(&mut self, wanted: impl Fn(Signal) -> bool) -> Signal {
         poll_fn(|context| {
-            for (signal, stream) in &mut self.streams {
+            for (signal, stream) in self.streams.iter_mut().filter(|(signal, _)| wanted(*signal)) {
                 if let Poll::Ready(Some(())) = stream.poll_recv(context) {
                     return Poll::Ready(*signal);
                 }

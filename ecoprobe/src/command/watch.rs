@@ -1,17 +1,13 @@
 //! `ecoprobe --cgroup NAME`: what is already running.
 
 use std::process::ExitCode;
-use std::time::Instant;
-
-use nix::sys::signal::Signal;
 
 use super::measure::{Measurement, Results, Wake, runtime};
-use super::signals::Signals;
+use super::signals::{Signals, asks_for_the_end};
 use crate::base::error::EXIT_FAILED;
 use crate::collector::{CgroupChanges, Collector, Newcomers};
 use crate::config::Watch;
 use crate::output;
-use crate::pipeline;
 use crate::recording::Recorder;
 use crate::workload::hierarchy::Hierarchies;
 use crate::workload::names::{Selection, resolve};
@@ -19,18 +15,26 @@ use crate::workload::scope;
 
 pub(super) fn watch(config: &Watch) -> anyhow::Result<ExitCode> {
     let roots = &config.measure.collect.roots;
-    let selection = resolve(&config.names, roots)?;
+    let mut selection = resolve(&config.names, roots)?;
     scope::clean_up_stale(&Hierarchies::find(roots)?);
     let output = output::open(&config.measure.output)?;
     let recorder = config.measure.record.as_deref().map(Recorder::create).transpose()?;
-    runtime()?.block_on(measure(config, selection, (output, recorder)))
+    let runtime = runtime()?;
+    let measured = runtime.block_on(measure(config, &mut selection, (output, recorder)));
+    let (mut run, complete) = measured?;
+    run.leave_loop(runtime);
+    let gone = selection.is_over().then(|| "every watched cgroup is gone".to_owned());
+    run.last_tick();
+    let complete = run.finish(gone.into_iter().collect()) && complete;
+    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) })
 }
 
+/// Until it is over, and whether nothing went wrong.
 async fn measure(
     config: &Watch,
-    mut selection: Selection,
+    selection: &mut Selection,
     results: Results,
-) -> anyhow::Result<ExitCode> {
+) -> anyhow::Result<(Measurement, bool)> {
     let signals = Signals::listen()?;
     let workloads = selection.start();
     let options = &config.measure.collect;
@@ -41,15 +45,11 @@ async fn measure(
         run.warn(warning);
     }
     // What was measured until then cannot be measured again.
-    let failed = until_it_is_over(&mut run, &mut selection).await.err();
+    let failed = until_it_is_over(&mut run, selection).await.err();
     if let Some(error) = &failed {
         run.warn(format!("the measurement ended early: {error:#}"));
     }
-    let gone = selection.is_over().then(|| "every watched cgroup is gone".to_owned());
-    run.last_tick();
-    let end = Instant::now() + pipeline::PATIENCE;
-    let complete = run.finish(gone.into_iter().collect(), end) && failed.is_none();
-    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) })
+    Ok((run, failed.is_none()))
 }
 
 async fn until_it_is_over(run: &mut Measurement, selection: &mut Selection) -> anyhow::Result<()> {
@@ -71,8 +71,8 @@ async fn until_it_is_over(run: &mut Measurement, selection: &mut Selection) -> a
             Wake::Cgroups(changes) => follow(run, selection, &changes)?,
             Wake::Deadline => break,
             Wake::Asked => follow(run, selection, &CgroupChanges::default())?,
-            Wake::Signal(Signal::SIGUSR1 | Signal::SIGUSR2) => {}
-            Wake::Signal(_) => break,
+            Wake::Signal(signal) if asks_for_the_end(signal) => break,
+            Wake::Signal(_) => {}
         }
     }
     // What has come and gone just now is billed as well.

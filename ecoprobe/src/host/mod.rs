@@ -1,5 +1,6 @@
-//! Facts about this machine. Everything here reads files and decides nothing: what follows from a
-//! fact is for a pure function elsewhere. Root paths are arguments, so a test tree is a machine.
+//! This machine. Facts about it are read from files, and nothing is decided here: what follows from a
+//! fact is for a pure function elsewhere. Root paths are arguments, so a test tree is a machine. Two
+//! files act on our own process instead: `priority` and `stdout`.
 
 pub(crate) mod btf;
 pub(crate) mod cpu;

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::progress::Progress;
 use super::target::Stream;
-use super::{Output, printable};
+use super::{Output, note, printable};
 use crate::event::Header;
 use crate::event::sources::CpuEnergyKind;
 use crate::view::report::{Report, WindowReport};
@@ -102,7 +102,7 @@ impl Output for Csv {
     }
 
     fn note(&mut self, message: &str) -> io::Result<()> {
-        self.progress.note(message);
+        note(message);
         Ok(())
     }
 

@@ -2,10 +2,10 @@
 
 use std::io;
 
-use super::Output;
 use super::progress::Progress;
 use super::target::Document;
 use super::text::printable_json;
+use super::{Output, note};
 use crate::view::report::{Report, WindowReport};
 
 #[derive(Debug)]
@@ -25,7 +25,7 @@ impl Output for Json {
     }
 
     fn note(&mut self, message: &str) -> io::Result<()> {
-        self.progress.note(message);
+        note(message);
         Ok(())
     }
 

@@ -4,10 +4,10 @@ use std::io;
 
 use serde::Serialize;
 
-use super::Output;
 use super::progress::Progress;
 use super::target::Stream;
 use super::text::printable_json;
+use super::{Output, note};
 use crate::event::Header;
 use crate::event::sources::CpuEnergyKind;
 use crate::view::report::{Report, WindowReport};
@@ -55,7 +55,7 @@ impl Output for JsonLines {
     }
 
     fn note(&mut self, message: &str) -> io::Result<()> {
-        self.progress.note(message);
+        note(message);
         Ok(())
     }
 

@@ -182,11 +182,11 @@ pub(crate) fn rescue_to_stderr(report: &Report) {
 }
 
 /// As [`rescue_to_stderr`], where the one who reads the result may be the one who reads standard
-/// error: into a file of the temporary directory.
-pub(crate) fn rescue_to_file(report: &Report) {
+/// error: into a file of the temporary directory. Says `why`.
+pub(crate) fn rescue_to_file(report: &Report, why: &str) {
     note(&match rescue_into(&std::env::temp_dir(), report) {
-        Ok(path) => format!("nobody reads the result: the report is in {}", path.display()),
-        Err(error) => format!("nobody reads the result, and the report is lost: {error}"),
+        Ok(path) => format!("{why}: the report is in {}", path.display()),
+        Err(error) => format!("{why}, and the report is lost: {error}"),
     });
 }
 

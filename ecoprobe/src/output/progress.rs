@@ -4,24 +4,28 @@
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::poll::{PollFd, PollFlags, poll};
 
 use super::{printable, units};
 use crate::view::report::WindowReport;
 
+/// The progress line stands on the terminal, the cursor at its end. There is one standard error, whoever
+/// writes to it next.
+static SHOWN: AtomicBool = AtomicBool::new(false);
+
 /// A line that is written over until it is cleared; only where somebody sees it.
 #[derive(Debug)]
 pub(super) struct Progress {
     enabled: bool,
-    shown: bool,
 }
 
 impl Progress {
     /// Shows that the first window is awaited.
     pub(super) fn start(wanted: bool) -> Self {
         let enabled = wanted && io::stderr().is_terminal() && !super::dumb_terminal();
-        let mut progress = Self { enabled, shown: false };
+        let progress = Self { enabled };
         progress.show("waiting for the first window …");
         progress
     }
@@ -31,7 +35,7 @@ impl Progress {
         self.enabled
     }
 
-    pub(super) fn window(&mut self, window: &WindowReport) {
+    pub(super) fn window(&self, window: &WindowReport) {
         let mut line = units::elapsed(window.start_s + window.seconds);
         if let Some(watts) = window.lines.measured.power_w {
             let _ = write!(line, ", {}", units::watts(watts));
@@ -39,22 +43,21 @@ impl Progress {
         self.show(&line);
     }
 
-    pub(super) fn note(&mut self, message: &str) {
-        self.clear();
-        note(message);
+    pub(super) fn clear(&self) {
+        to_stderr("");
     }
 
-    pub(super) fn clear(&mut self) {
-        if std::mem::take(&mut self.shown) {
-            let _ = io::stderr().write_all(b"\r\x1b[K");
-        }
-    }
-
-    fn show(&mut self, line: &str) {
+    fn show(&self, line: &str) {
         if self.enabled {
+            SHOWN.store(true, Ordering::Relaxed);
             let _ = write!(io::stderr(), "\r\x1b[Kecoprobe: {line}");
-            self.shown = true;
         }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -63,10 +66,12 @@ pub fn note(message: &str) {
     to_stderr(&format!("ecoprobe: {}\n", printable(message)));
 }
 
-/// Writes to standard error if it takes anything within a moment: a pipe that nobody reads must not
-/// keep us from ending.
+/// Writes to standard error, in place of the progress line, if it takes anything within a moment: a pipe
+/// that nobody reads must not keep us from ending.
 pub(super) fn to_stderr(text: &str) {
     const PATIENCE_MS: u16 = 100;
+    let erase = if SHOWN.swap(false, Ordering::Relaxed) { "\r\x1b[K" } else { "" };
+    let text = [erase, text].concat();
     let stderr = io::stderr();
     let mut ready = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
     // A pipe that is ready takes at least PIPE_BUF (4096) bytes without making anybody wait.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::base::Rewritten;
 use crate::host::stdout;
 
 /// A write that failed, and what was being written. It travels inside an [`io::Error`] of the same
@@ -38,7 +39,7 @@ pub(super) fn named(name: impl fmt::Display) -> impl Fn(io::Error) -> io::Error 
 #[derive(Debug)]
 pub(super) struct Stream {
     name: String,
-    file: BufWriter<File>,
+    file: BufWriter<Rewritten>,
     others: Option<Others>,
 }
 
@@ -55,12 +56,7 @@ impl Stream {
     /// `others` is about standard output.
     pub(super) fn open(output: Option<&Path>, others: Option<Others>) -> io::Result<Self> {
         let Some(path) = output else { return Self::stdout(others) };
-        let exists = fs::metadata(path).is_ok();
-        // Without O_CREAT where there is something: a FIFO of another user in a sticky directory
-        // cannot be opened with it.
-        let mut options = File::options();
-        options.write(true).truncate(true).create(!exists);
-        let file = options.open(path).map_err(named(path.display()))?;
+        let file = Rewritten::open(path).map_err(named(path.display()))?;
         Ok(Self { name: path.display().to_string(), file: BufWriter::new(file), others: None })
     }
 
@@ -69,7 +65,8 @@ impl Stream {
         // A plain descriptor: one buffer, not the line buffer of `std::io::stdout` below another,
         // and every error seen.
         let descriptor = stdout::duplicate().map_err(named(NAME))?;
-        Ok(Self { name: NAME.to_owned(), file: BufWriter::new(File::from(descriptor)), others })
+        let file = BufWriter::new(File::from(descriptor).into());
+        Ok(Self { name: NAME.to_owned(), file, others })
     }
 
     /// Writes `bytes` and hands them to the kernel.
@@ -96,16 +93,18 @@ impl Stream {
             "standard output is the command's too: the result is in {}; choose with --output",
             path.display()
         ));
-        (self.name, self.file) = (path.display().to_string(), BufWriter::new(file));
+        (self.name, self.file) = (path.display().to_string(), BufWriter::new(file.into()));
         Ok(())
     }
 }
 
-/// Written once, whole: readers of a file see the old contents or the new, never half of either.
+/// Written once, at the end.
 #[derive(Debug)]
 pub(super) enum Document {
+    /// What cannot be replaced: its readers see it being written.
     Stream(Stream),
-    /// Regular file, replaced by `rename`.
+    /// A regular file, replaced by `rename`: its readers see the old contents or the new, never half of
+    /// either.
     Replace(PathBuf),
 }
 

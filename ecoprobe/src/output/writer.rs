@@ -4,11 +4,12 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Output, is_closed_pipe, progress};
+use crate::base::Patience;
 use crate::event::Header;
 use crate::view::report::{Report, WindowReport};
 
@@ -35,6 +36,8 @@ pub(crate) enum Failure {
     Said,
     /// Its reader does not read.
     Stalled,
+    /// The thread has panicked.
+    Broken,
 }
 
 /// What a full queue means.
@@ -74,6 +77,18 @@ struct Shared {
 const GOOD: u8 = 0;
 const NOBODY_READS: u8 = 1;
 const SAID: u8 = 2;
+const BROKEN: u8 = 3;
+
+/// Has a panic of the thread known.
+struct Watched(Arc<Shared>);
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.failed.store(BROKEN, Ordering::Release);
+        }
+    }
+}
 
 impl Writer {
     /// Begins the output, and starts the thread that goes on with it.
@@ -91,6 +106,7 @@ impl Writer {
         let thread = std::thread::Builder::new().name("ecoprobe-output".into());
         let thread = thread.spawn(move || {
             let shared = told_by;
+            let _watched = Watched(Arc::clone(&shared));
             for message in messages {
                 let finished = matches!(message, Message::Finish(_));
                 let (windows, rows) = match &message {
@@ -111,6 +127,8 @@ impl Writer {
                     break;
                 }
             }
+            // With it goes what it has on the screen.
+            drop(output);
             let _ = told.send(());
         })?;
         let (windows, refused_windows) = (0, 0);
@@ -170,6 +188,7 @@ impl Writer {
         match self.shared.failed.load(Ordering::Acquire) {
             GOOD => None,
             NOBODY_READS => Some(Failure::NobodyReads),
+            BROKEN => Some(Failure::Broken),
             _ => Some(Failure::Said),
         }
     }
@@ -182,28 +201,32 @@ impl Writer {
         let _ = done.recv();
     }
 
-    /// Writes the report and waits for the end of it, at most until `end`. Nothing can be handed over
-    /// after it.
-    pub(crate) fn finish(&mut self, report: Arc<Report>, end: Instant) -> Result<(), Failure> {
+    /// Writes the report and waits for the end of it. Nothing can be handed over after it.
+    pub(crate) fn finish(
+        &mut self,
+        report: Arc<Report>,
+        patience: &Patience,
+    ) -> Result<(), Failure> {
         let mut message = Message::Finish(report);
         loop {
             match self.queue.try_send(message) {
                 Ok(()) => break,
-                Err(TrySendError::Full(back)) if Instant::now() < end => {
+                Err(TrySendError::Full(back)) if !patience.is_over() => {
                     message = back;
                     std::thread::sleep(PAUSE);
                 }
                 Err(TrySendError::Full(_)) => return Err(Failure::Stalled),
                 // The thread is gone; what it said last tells why.
                 Err(TrySendError::Disconnected(_)) => {
-                    return Err(self.failure().unwrap_or(Failure::Said));
+                    return Err(self.failure().unwrap_or(Failure::Broken));
                 }
             }
         }
-        if self.done.recv_timeout(end.saturating_duration_since(Instant::now())).is_err() {
-            return Err(Failure::Stalled);
+        match patience.receive(&self.done) {
+            Ok(()) => self.failure().map_or(Ok(()), Err),
+            Err(RecvTimeoutError::Timeout) => Err(Failure::Stalled),
+            Err(RecvTimeoutError::Disconnected) => Err(Failure::Broken),
         }
-        self.failure().map_or(Ok(()), Err)
     }
 }
 
@@ -236,12 +259,13 @@ fn say(error: io::Error, pace: Pace) -> u8 {
 mod tests {
     use std::sync::Mutex;
     use std::sync::mpsc::{Sender, channel};
+    use std::time::Instant;
 
     use super::*;
     use crate::output::table::fixtures::{header, report, window};
 
-    fn soon(milliseconds: u64) -> Instant {
-        Instant::now() + Duration::from_millis(milliseconds)
+    fn soon(milliseconds: u64) -> Patience {
+        Duration::from_millis(milliseconds).into()
     }
 
     /// Writes when it is told to.
@@ -290,7 +314,7 @@ mod tests {
         let lost = writer.lost_windows();
         assert_eq!(lost, 6);
         (0..20).for_each(|_| open.send(()).unwrap());
-        writer.finish(Arc::new(report()), soon(10_000)).unwrap();
+        writer.finish(Arc::new(report()), &soon(10_000)).unwrap();
         let seen: Vec<_> = saw.try_iter().collect();
         assert_eq!(seen.len() as u64, 10 - lost + 1);
         assert_eq!(seen.last(), Some(&"report"));
@@ -304,7 +328,7 @@ mod tests {
             writer.window(window(1));
         }
         let start = Instant::now();
-        let outcome = writer.finish(Arc::new(report()), soon(100));
+        let outcome = writer.finish(Arc::new(report()), &soon(100));
         assert_eq!(outcome, Err(Failure::Stalled));
         assert_eq!(writer.undelivered_windows(), 10, "those on their way count");
         assert!(start.elapsed() < Duration::from_secs(2));
@@ -323,7 +347,7 @@ mod tests {
         assert!(!sender.is_finished(), "no room for ten");
         (0..11).for_each(|_| open.send(()).unwrap());
         let mut writer = sender.join().unwrap();
-        writer.finish(Arc::new(report()), soon(10_000)).unwrap();
+        writer.finish(Arc::new(report()), &soon(10_000)).unwrap();
         assert_eq!((saw.try_iter().count(), writer.undelivered_windows()), (11, 0));
     }
 
@@ -349,7 +373,35 @@ mod tests {
         let mut writer = Writer::start(Box::new(Broken), &header(), Pace::Patient).unwrap();
         writer.window(window(1));
         writer.window(window(1));
-        assert_eq!(writer.finish(Arc::new(report()), soon(10_000)), Err(Failure::Said));
+        assert_eq!(writer.finish(Arc::new(report()), &soon(10_000)), Err(Failure::Said));
         assert_eq!((writer.lost_windows(), writer.undelivered_windows()), (2, 2));
+    }
+
+    #[derive(Debug)]
+    struct Panicking;
+
+    impl Output for Panicking {
+        fn window(&mut self, _: &WindowReport) -> io::Result<()> {
+            panic!("as a test expects")
+        }
+
+        fn note(&mut self, _: &str) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn finish(&mut self, _: &Report) -> io::Result<()> {
+            panic!("as a test expects")
+        }
+    }
+
+    #[test]
+    fn an_output_that_panics_is_told_from_one_that_nobody_reads() {
+        for windows in [0, 1] {
+            let mut writer = Writer::start(Box::new(Panicking), &header(), Pace::Live).unwrap();
+            (0..windows).for_each(|_| writer.window(window(1)));
+            let outcome = writer.finish(Arc::new(report()), &soon(10_000));
+            assert_eq!(outcome, Err(Failure::Broken));
+            assert_eq!(writer.failure(), Some(Failure::Broken));
+        }
     }
 }

@@ -3,10 +3,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{
+    Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel,
+};
+use std::time::Duration;
 
 use super::{Recorder, RecordingError};
+use crate::base::Patience;
 use crate::event::{Event, Sample};
 
 /// Events on their way to the thread, and the most that they may weigh together.
@@ -59,6 +62,11 @@ pub(crate) enum Incomplete {
     Failed(#[from] RecordingError),
     #[error("the recording could not be written fast enough; what is missing at its end is lost")]
     TooSlow,
+    #[error(
+        "what writes the recording has failed, which is a fault of ecoprobe; what is missing at its end \
+         is lost"
+    )]
+    Panicked,
 }
 
 impl Background {
@@ -110,9 +118,9 @@ impl Background {
             event => self.wait(event.clone()),
         }
         self.flush();
-        if let Ok(Err(error)) = self.result.try_recv() {
+        if let Some(error) = self.failure() {
             self.queue = None;
-            return Err(error.into());
+            return Err(error);
         }
         if self.waiting_weight > MOST_WAITING && self.waiting.len() > 1 {
             self.queue = None;
@@ -169,17 +177,25 @@ impl Background {
         }
     }
 
-    /// Writes what is left, for at most `patience`.
-    pub(crate) fn finish(mut self, patience: Duration) -> Result<(), Incomplete> {
+    /// Why the thread has ended before its time, if it has.
+    fn failure(&self) -> Option<Incomplete> {
+        match self.result.try_recv() {
+            Ok(result) => result.err().map(Into::into),
+            Err(TryRecvError::Disconnected) => Some(Incomplete::Panicked),
+            Err(TryRecvError::Empty) => None,
+        }
+    }
+
+    /// Writes what is left.
+    pub(crate) fn finish(mut self, patience: &Patience) -> Result<(), Incomplete> {
         const PAUSE: Duration = Duration::from_millis(2);
         if self.queue.is_none() {
             return Ok(());
         }
-        let end = Instant::now() + patience;
         self.flush();
-        while !self.waiting.is_empty() && Instant::now() < end {
-            if let Ok(Err(error)) = self.result.try_recv() {
-                return Err(error.into());
+        while !self.waiting.is_empty() && !patience.is_over() {
+            if let Some(error) = self.failure() {
+                return Err(error);
             }
             std::thread::sleep(PAUSE);
             self.flush();
@@ -189,10 +205,10 @@ impl Background {
         }
         // The thread ends when there is nothing left to come.
         self.queue = None;
-        match self.result.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        match patience.receive(&self.result) {
             Ok(result) => Ok(result?),
             Err(RecvTimeoutError::Timeout) => Err(Incomplete::TooSlow),
-            Err(RecvTimeoutError::Disconnected) => Ok(()),
+            Err(RecvTimeoutError::Disconnected) => Err(Incomplete::Panicked),
         }
     }
 }
@@ -224,7 +240,7 @@ mod tests {
         for event in [header(), workload("a"), sample(5), sample(6)] {
             background.write(&event).unwrap();
         }
-        background.finish(Duration::from_secs(5)).unwrap();
+        background.finish(&Duration::from_secs(5).into()).unwrap();
         assert_eq!(fs::read_to_string(file.path()).unwrap().lines().count(), 4);
     }
 
@@ -248,7 +264,7 @@ mod tests {
             std::io::Read::read_to_string(&mut reader, &mut text).unwrap();
             text
         });
-        background.finish(Duration::from_secs(20)).unwrap();
+        background.finish(&Duration::from_secs(20).into()).unwrap();
         let text = text.join().unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
@@ -334,6 +350,26 @@ mod tests {
         };
         assert!(matches!(error, Incomplete::TooSlow), "{error}");
         assert!(written * 10_000 < 2 * MOST_WAITING, "{written}");
+    }
+
+    #[test]
+    fn a_thread_that_panics_is_no_success() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let start = || Background::start(Recorder::create(file.path()).unwrap()).unwrap();
+        // What is left of a thread that panicked: its word was never said.
+        let end_thread = |background: &mut Background| {
+            let (told, result) = sync_channel(1);
+            drop(told);
+            background.result = result;
+        };
+        let mut background = start();
+        end_thread(&mut background);
+        assert!(matches!(background.write(&header()), Err(Incomplete::Panicked)));
+        assert!(background.write(&header()).is_ok(), "told once");
+        let mut background = start();
+        end_thread(&mut background);
+        let finished = background.finish(&Duration::from_secs(5).into());
+        assert!(matches!(finished, Err(Incomplete::Panicked)));
     }
 
     #[test]

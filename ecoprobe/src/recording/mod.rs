@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use self::shape::Shape;
-use crate::base::Error;
+use crate::base::{Error, Rewritten};
 use crate::event::{Event, Header};
 
 /// Version of the format; the first line of every recording carries it.
@@ -52,15 +52,16 @@ impl RecordingError {
 pub(crate) struct Recorder {
     path: PathBuf,
     /// `None` once a write failed.
-    file: Option<BufWriter<File>>,
+    file: Option<BufWriter<Rewritten>>,
     shape: Shape,
     flushed: Instant,
 }
 
 impl Recorder {
-    /// Creates the file, or empties the one that is there.
+    /// Creates the file, or opens the one that is there: the first write empties it.
     pub(crate) fn create(path: &Path) -> Result<Self, RecordingError> {
-        let file = File::create(path).map_err(RecordingError::new("create the recording", path))?;
+        let cannot = RecordingError::new("create the recording", path);
+        let file = Rewritten::open(path).map_err(cannot)?;
         Ok(Self {
             path: path.to_owned(),
             file: Some(BufWriter::new(file)),

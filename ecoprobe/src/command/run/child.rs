@@ -148,8 +148,16 @@ fn shares_terminal(pid: Pid) -> bool {
 
 /// What to exit with, as a shell would: the command's own code, 128 and the signal if it was killed.
 pub fn exit_code(status: ExitStatus) -> u8 {
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
-    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(EXIT_FAILED)
+    match (status.code(), status.signal()) {
+        (Some(code), _) => u8::try_from(code).unwrap_or(EXIT_FAILED),
+        (None, Some(signal)) => killed_by(signal),
+        (None, None) => EXIT_FAILED,
+    }
+}
+
+/// As a shell would tell it.
+pub(super) fn killed_by(signal: i32) -> u8 {
+    u8::try_from(128 + signal).unwrap_or(EXIT_FAILED)
 }
 
 #[cfg(test)]

@@ -8,13 +8,13 @@ use std::path::Path;
 use std::process::{ExitCode, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
 
 use self::child::Child;
-use self::relay::Relay;
+use self::relay::{Relay, Remaining};
 use super::measure::{Measurement, Results, Wake, runtime};
 use super::signals::Signals;
 use crate::base::error::EXIT_FAILED;
@@ -22,7 +22,6 @@ use crate::collector::{Collector, Newcomers};
 use crate::config;
 use crate::host::stdout;
 use crate::output::{self, Format, Target};
-use crate::pipeline;
 use crate::recording::Recorder;
 use crate::workload::hierarchy::Hierarchies;
 use crate::workload::names::Change;
@@ -31,14 +30,11 @@ use crate::workload::scope::{Scope, clean_up_stale};
 /// How long the command has to end after --duration has passed.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// How long what the command wrote may take to be passed on.
-const RELAY_PATIENCE: Duration = Duration::from_millis(300);
-
 pub(super) fn run(config: &config::Run) -> anyhow::Result<ExitCode> {
     let roots = &config.measure.collect.roots;
     clean_up_stale(&Hierarchies::find(roots)?);
     let mut target = config.measure.output.clone();
-    // Descriptor 1 may be standard error by now.
+    // The real one: descriptor 1 becomes standard error before a GPU library is loaded.
     let (mut relay, mut for_command) = (None, Stdio::from(stdout::duplicate()?));
     match target.format {
         _ if !would_mix(&target) => {}
@@ -55,7 +51,38 @@ pub(super) fn run(config: &config::Run) -> anyhow::Result<ExitCode> {
     let output = output::open_quiet(&target)?;
     let recorder = config.measure.record.as_deref().map(Recorder::create).transpose()?;
     let scope = Scope::create(roots)?;
-    runtime()?.block_on(measure(config, scope, (output, recorder), for_command, relay))
+    let runtime = runtime()?;
+    let measured = runtime.block_on(measure(config, &scope, (output, recorder), for_command));
+    let (mut run, mut code) = match measured? {
+        Measured::Whole(run, code) => (*run, code),
+        Measured::NoCommand(code) => return Ok(ExitCode::from(code)),
+    };
+    run.leave_loop(runtime);
+    // Passed on while the last sample is taken.
+    relay.iter().for_each(Relay::stop);
+    run.last_tick();
+    let mut complete = true;
+    // Before the result, which comes after all that the command wrote.
+    let remaining = relay.map_or(Ok(None), |relay| relay.finish(run.patience()));
+    let remaining = remaining.unwrap_or_else(|error| {
+        complete = false;
+        run.warn(format!("what the command wrote to standard output is not all there: {error}"));
+        None
+    });
+    let left_behind = scope.close();
+    complete &= run.finish(left_behind.into_iter().collect());
+    if let Some(Err(error)) = remaining.map(Remaining::leave_behind) {
+        complete = false;
+        output::note(&format!(
+            "what is left of the command's standard output is lost: no process can be made that \
+             passes it on: {error}"
+        ));
+    }
+    // The command's own failure is the one that its caller must hear of.
+    if code == 0 && !complete {
+        code = EXIT_FAILED;
+    }
+    Ok(ExitCode::from(code))
 }
 
 /// Whether a result for programs would stand among what the command prints.
@@ -63,23 +90,34 @@ fn would_mix(target: &Target) -> bool {
     target.format != Format::Table && target.file.is_none() && !stdout::real().is_terminal()
 }
 
+/// What has become of a run, with the code to exit with.
+enum Measured {
+    /// Up to the command's end.
+    Whole(Box<Measurement>, u8),
+    /// It never began.
+    NoCommand(u8),
+}
+
 async fn measure(
     config: &config::Run,
-    scope: Scope,
+    scope: &Scope,
     results: Results,
     for_command: Stdio,
-    relay: Option<Relay>,
-) -> anyhow::Result<ExitCode> {
+) -> anyhow::Result<Measured> {
     let signals = Signals::listen()?;
     let began = Change::Began(scope.workload(&name(config)));
     let options = &config.measure.collect;
     let opened = Collector::open(options, scope.hierarchy(), vec![began], Newcomers::Ignored)?;
     let mut run = Measurement::start(&config.measure, opened, results, signals)?;
-    let mut child = match Child::spawn(&config.command, &scope, for_command) {
+    // Nobody can have told the command yet, not even the terminal.
+    if let Some(signal) = run.end_already().await {
+        return Ok(Measured::NoCommand(child::killed_by(signal as i32)));
+    }
+    let mut child = match Child::spawn(&config.command, scope, for_command) {
         Ok(child) => child,
         Err(error) => {
             output::note(&error.to_string());
-            return Ok(ExitCode::from(error.exit_code()));
+            return Ok(Measured::NoCommand(error.exit_code()));
         }
     };
     let status = until_it_ends(&mut run, &mut child).await;
@@ -88,17 +126,7 @@ async fn measure(
         run.warn(format!("the measurement ended early: {error:#}"));
         EXIT_FAILED
     });
-    run.last_tick();
-    let end = Instant::now() + pipeline::PATIENCE;
-    // Before the result, which comes after all that the command wrote.
-    let remaining = relay.and_then(|relay| relay.finish(RELAY_PATIENCE));
-    let left_behind = scope.close();
-    let complete = run.finish(left_behind.into_iter().collect(), end);
-    if let Some(remaining) = remaining {
-        remaining.leave_behind();
-    }
-    // The command's own failure is the one that its caller must hear of.
-    Ok(ExitCode::from(if code == 0 && !complete { EXIT_FAILED } else { code }))
+    Ok(Measured::Whole(Box::new(run), code))
 }
 
 async fn until_it_ends(run: &mut Measurement, child: &mut Child) -> anyhow::Result<ExitStatus> {

@@ -8,15 +8,21 @@ use std::os::unix::thread::JoinHandleExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::unistd::{ForkResult, fork, pipe2};
 
+use crate::base::Patience;
+
 /// How often the thread looks whether it is to stop.
 const LOOK_MS: u8 = 50;
+
+/// What is left of a hurry's time for those who write the result.
+const FOR_RESULT: Duration = Duration::from_millis(350);
 
 /// Makes a write that waits for a reader return. By default nobody hears it, and nobody else here uses
 /// it.
@@ -28,12 +34,12 @@ pub(super) struct Relay {
     /// Something was written.
     used: Arc<AtomicBool>,
     orders: Arc<Orders>,
-    thread: JoinHandle<Option<Remaining>>,
+    thread: JoinHandle<io::Result<Option<Remaining>>>,
 }
 
 #[derive(Debug, Default)]
 struct Orders {
-    /// End as soon as the pipe is empty.
+    /// End when what stands in the pipe is passed on.
     stop: AtomicBool,
     /// End now.
     hand_over: AtomicBool,
@@ -61,13 +67,22 @@ impl Relay {
         Arc::clone(&self.used)
     }
 
-    /// The command has ended: what it wrote is passed on, as far as it is read within `patience`. The
-    /// rest, and what processes that it left behind may go on writing, is in what is returned.
-    pub(super) fn finish(self, patience: Duration) -> Option<Remaining> {
+    /// The command has ended: nothing is waited for but that what it wrote is read.
+    pub(super) fn stop(&self) {
         self.orders.stop.store(true, Ordering::Release);
-        let end = Instant::now() + patience;
+    }
+
+    /// Stops, and waits until what the command wrote is passed on. The rest, if there is no time, and
+    /// what processes that it left behind may go on writing, is in what is returned.
+    ///
+    /// # Errors
+    ///
+    /// Not all of it could be written.
+    pub(super) fn finish(self, patience: &Patience) -> io::Result<Option<Remaining>> {
+        self.stop();
+        let patience = patience.keeping(FOR_RESULT);
         while !self.thread.is_finished() {
-            if Instant::now() > end {
+            if patience.is_over() {
                 self.orders.hand_over.store(true, Ordering::Release);
                 // Again and again: one may come just before the write begins.
                 // SAFETY: a thread that was not joined yet may be signalled.
@@ -75,7 +90,13 @@ impl Relay {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        self.thread.join().ok()?
+        let failed = |_| Err(io::Error::other("what passes it on has failed"));
+        let remaining = self.thread.join().unwrap_or_else(failed)?;
+        if remaining.is_some() {
+            // Whoever is left may write at any time.
+            self.used.store(true, Ordering::Release);
+        }
+        Ok(remaining)
     }
 }
 
@@ -92,35 +113,52 @@ pub(super) struct Remaining {
 impl Remaining {
     /// Leaves a process behind that copies until the last writer is gone, as if the command had had our
     /// standard output itself. For the very end of the program.
-    pub(super) fn leave_behind(self) {
+    ///
+    /// # Errors
+    ///
+    /// There is no process to be had: what was not passed on is lost, and the writers lose their reader.
+    pub(super) fn leave_behind(self) -> io::Result<()> {
         let (from, to) = (self.from.as_raw_fd(), self.to.as_raw_fd());
         // SAFETY: the child makes async-signal-safe system calls and nothing else.
-        match unsafe { fork() } {
-            Ok(ForkResult::Child) => copy_and_exit(from, to, &self.rest),
-            // Without it the writers lose their reader.
-            Ok(ForkResult::Parent { .. }) | Err(_) => {}
+        match unsafe { fork() }? {
+            ForkResult::Child => copy_and_exit(from, to, &self.rest),
+            ForkResult::Parent { .. } => Ok(()),
         }
     }
 }
 
-fn copy(mut from: File, mut to: File, used: &AtomicBool, orders: &Orders) -> Option<Remaining> {
+fn copy(
+    mut from: File,
+    mut to: File,
+    used: &AtomicBool,
+    orders: &Orders,
+) -> io::Result<Option<Remaining>> {
     let mut buffer = vec![0; 64 * 1024];
+    // What stood in the pipe when we were told to stop, and is not passed on yet. Whoever is left may
+    // write for ever: that is waited for by nobody.
+    let mut owed = None;
     loop {
-        // What stands in the pipe when we are told to stop is passed on first.
-        let stopping = orders.stop.load(Ordering::Acquire);
+        if owed.is_none() && orders.stop.load(Ordering::Acquire) {
+            owed = Some(bytes_in(&from)?);
+        }
         let mut ready = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut ready, if stopping { 0 } else { LOOK_MS }) {
-            Ok(0) if stopping => return Some(Remaining { from, to, rest: Vec::new() }),
-            Ok(0) | Err(nix::errno::Errno::EINTR) => continue,
+        match poll(&mut ready, if owed.is_some() { 0 } else { LOOK_MS }) {
+            Ok(0) if owed.is_some() => return Ok(Some(Remaining { from, to, rest: Vec::new() })),
+            Ok(0) | Err(Errno::EINTR) => continue,
             Ok(_) => {}
-            Err(_) => return None,
+            Err(error) => return Err(error.into()),
+        }
+        let more = ready[0].revents().is_some_and(|events| events.contains(PollFlags::POLLIN));
+        if owed == Some(0) && more {
+            return Ok(Some(Remaining { from, to, rest: Vec::new() }));
         }
         let length = match from.read(&mut buffer) {
-            Ok(0) => return None,
+            Ok(0) => return Ok(None),
             Ok(length) => length,
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(_) => return None,
+            Err(error) => return Err(error),
         };
+        owed = owed.map(|owed| owed.saturating_sub(length));
         used.store(true, Ordering::Release);
         let mut rest = &buffer[..length];
         while !rest.is_empty() {
@@ -132,14 +170,22 @@ fn copy(mut from: File, mut to: File, used: &AtomicBool, orders: &Orders) -> Opt
                     let _ = poll(&mut [PollFd::new(to.as_fd(), PollFlags::POLLOUT)], LOOK_MS);
                 }
                 // A reader that went away is the command's to notice: its pipe closes with this thread.
-                Err(_) => return None,
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(None),
+                Err(error) => return Err(error),
             }
             if orders.hand_over.load(Ordering::Acquire) {
                 let rest = rest.to_vec();
-                return Some(Remaining { from, to, rest });
+                return Ok(Some(Remaining { from, to, rest }));
             }
         }
     }
+}
+
+fn bytes_in(pipe: &File) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes an int, which `bytes` is.
+    Errno::result(unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut bytes) })?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
 fn copy_and_exit(from: RawFd, to: RawFd, rest: &[u8]) -> ! {
@@ -195,7 +241,13 @@ unsafe fn write_or_exit(mut bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+
+    fn seconds(seconds: u64) -> Patience {
+        Duration::from_secs(seconds).into()
+    }
 
     fn relay() -> (Relay, File, File) {
         let (read, stdout) = pipe2(OFlag::O_CLOEXEC).unwrap();
@@ -210,7 +262,7 @@ mod tests {
         assert!(!used.load(Ordering::Acquire));
         write.write_all(b"hello").unwrap();
         drop(write);
-        assert!(relay.finish(Duration::from_secs(5)).is_none());
+        assert!(relay.finish(&seconds(5)).unwrap().is_none());
         let mut text = String::new();
         read.read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello");
@@ -219,11 +271,43 @@ mod tests {
 
     #[test]
     fn a_silent_command_is_told_from_one_that_left_a_writer_behind() {
-        let (relay, write, _read) = relay();
-        let used = relay.used();
-        let remaining = relay.finish(Duration::from_secs(5));
-        assert!(remaining.is_some() && !used.load(Ordering::Acquire));
+        for left_behind in [false, true] {
+            let (relay, write, _read) = relay();
+            let used = relay.used();
+            let write = left_behind.then_some(write);
+            let remaining = relay.finish(&seconds(5)).unwrap();
+            assert_eq!(
+                (remaining.is_some(), used.load(Ordering::Acquire)),
+                (left_behind, left_behind)
+            );
+            drop(write);
+        }
+    }
+
+    #[test]
+    fn whoever_is_left_and_never_stops_writing_is_not_waited_for() {
+        let (relay, mut write, mut read) = relay();
+        let writer = std::thread::spawn(move || while write.write_all(&[b'x'; 4096]).is_ok() {});
+        let reader = std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while read.read(&mut buffer).is_ok_and(|length| length > 0) {}
+        });
+        let remaining = relay.finish(&seconds(60)).unwrap();
+        assert!(remaining.is_some());
+        drop(remaining);
+        writer.join().unwrap();
+        reader.join().unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_an_error() {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let (relay, write) = Relay::start(full.into()).unwrap();
+        let mut write = File::from(write);
+        write.write_all(b"hi").unwrap();
         drop(write);
+        let error = relay.finish(&seconds(5)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::StorageFull);
     }
 
     #[test]
@@ -234,10 +318,12 @@ mod tests {
         write.write_all(&text).unwrap();
         drop(write);
         let start = Instant::now();
-        let remaining = relay.finish(Duration::from_millis(50)).unwrap();
+        let hurry = Patience::default();
+        hurry.hurry(FOR_RESULT + Duration::from_millis(50));
+        let remaining = relay.finish(&hurry).unwrap().unwrap();
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
         assert!(!remaining.rest.is_empty());
-        remaining.leave_behind();
+        remaining.leave_behind().unwrap();
         let mut arrived = Vec::new();
         read.read_to_end(&mut arrived).unwrap();
         assert!(arrived == text, "{} bytes of {}", arrived.len(), text.len());
@@ -252,6 +338,6 @@ mod tests {
         while !gone(&mut write) {
             std::thread::sleep(Duration::from_millis(1));
         }
-        assert!(relay.finish(Duration::from_secs(5)).is_none());
+        assert!(relay.finish(&seconds(5)).unwrap().is_none());
     }
 }

@@ -44,8 +44,8 @@ use self::fault::OpenError;
 use self::nvml::Nvml;
 pub use self::owner::{PidOwner, Whose};
 use crate::base::error::Error;
-use crate::base::monotonic_ns;
 use crate::base::own::Quantiles;
+use crate::base::{Patience, monotonic_ns};
 use crate::event::Event;
 use crate::event::sources::{GpuDevice, GpuEnergyKind, GpuEnergySource};
 
@@ -185,16 +185,15 @@ impl GpuMeter {
     }
 
     /// Has every device read once more, so that the windows reach past the moment of the call, and
-    /// stops. A driver that does not answer by `deadline` is left behind, with a warning.
-    pub fn finish(self, deadline: Duration) -> GpuEnd {
-        let now = Instant::now();
+    /// stops. A driver that does not answer in time is left behind, with a warning.
+    pub fn finish(self, patience: impl Into<Patience>) -> GpuEnd {
+        let patience = patience.into();
         // Asking ends earlier, so that what is known without is published in time.
         // An error means that the poller has ended: then the channel only holds what is left.
-        let _ = self.stop.send(now + deadline * 3 / 4);
-        let deadline = now + deadline;
+        let _ = self.stop.send(Instant::now() + patience.left() * 3 / 4);
         let mut events = Vec::new();
         loop {
-            match self.words.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            match patience.receive(&self.words) {
                 Ok(Word::Event(event)) => events.push(event),
                 Ok(Word::End) => break,
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -206,8 +205,7 @@ impl GpuMeter {
             }
         }
         // A driver that shuts down gets a moment, so that the program's end does not cut it off.
-        let rest = deadline.saturating_duration_since(Instant::now());
-        let _ = self.words.recv_timeout(rest.min(SHUTDOWN));
+        let _ = patience.at_most(SHUTDOWN).receive(&self.words);
         GpuEnd { events, nvml_us: self.calls.overall(), calls: self.calls.by_call() }
     }
 }

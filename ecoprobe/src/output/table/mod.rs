@@ -14,7 +14,7 @@ use self::live::Live;
 use self::summary::View;
 use super::progress::Progress;
 use super::target::Document;
-use super::{Output, dumb_terminal};
+use super::{Output, dumb_terminal, note};
 use crate::event::Header;
 use crate::event::sources::CpuEnergyKind;
 use crate::host::stdout;
@@ -89,7 +89,7 @@ impl Output for Table {
         if !erase.is_empty() {
             self.document.write(erase.as_bytes())?;
         }
-        self.progress.note(message);
+        note(message);
         Ok(())
     }
 
