@@ -19,8 +19,10 @@ impl Rewritten {
         // Without O_CREAT where there is something: a FIFO of another user in a sticky directory
         // cannot be opened with it.
         let file = File::options().write(true).create(found.is_err()).truncate(false).open(path)?;
-        // Devices and FIFOs have no length.
-        Ok(Self { file, old: found.is_ok_and(|metadata| metadata.is_file()) })
+        // Devices and FIFOs have no length; what is known by a descriptor (`/dev/stdout`) is written to
+        // by others too.
+        let shared = ["/dev", "/proc"].iter().any(|root| path.starts_with(root));
+        Ok(Self { file, old: !shared && found.is_ok_and(|metadata| metadata.is_file()) })
     }
 }
 
@@ -60,6 +62,17 @@ mod tests {
         file.write_all(b"new").unwrap();
         file.write_all(b"er").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "newer");
+    }
+
+    #[test]
+    fn what_others_write_to_is_not_emptied() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        fs::write(&path, "theirs").unwrap();
+        let theirs = File::open(&path).unwrap();
+        let name = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&theirs));
+        Rewritten::open(Path::new(&name)).unwrap().write_all(b"x").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "xheirs");
     }
 
     #[test]
