@@ -62,7 +62,7 @@ fn main() -> Result<()> {
 
 /// Builds the suite and all that it measures; exits as it does.
 fn bench(arguments: &[String]) -> Result<()> {
-    run(cargo().args(["build", "--quiet", "--release", "--workspace", "--exclude", "xtask"]))?;
+    run(cargo().args(["build", "--release", "--workspace", "--exclude", "xtask"]))?;
     let suite = target_dir().join("release/ecoprobe-bench");
     // In our place: whoever sends us a signal means the suite, which has to clean up.
     let error = Command::new(&suite).args(arguments).exec();
@@ -70,7 +70,7 @@ fn bench(arguments: &[String]) -> Result<()> {
 }
 
 fn demo() -> Result<()> {
-    run(cargo().args(["build", "--quiet", "--release", "--package", "ecoprobe"]))?;
+    run(cargo().args(["build", "--release", "--package", "ecoprobe"]))?;
     let ecoprobe = target_dir().join("release/ecoprobe");
     let mut command = if is_root()? {
         Command::new(ecoprobe)

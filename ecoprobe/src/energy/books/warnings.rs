@@ -8,6 +8,7 @@ use super::roster::add_ns;
 use super::{Books, MOST_FURTHER, MOST_WARNINGS};
 use crate::base::Component;
 use crate::energy::model::{StaticPower, Unknown};
+use crate::event::sources::CpuEnergyKind;
 
 /// A static power that exceeds what was measured for more than this part of the time is said to.
 const OVERDRAWN: f64 = 0.01;
@@ -86,8 +87,12 @@ impl Books {
             match model.static_power() {
                 StaticPower::Unknown(why) => unknown.entry(why).or_default().push(name),
                 StaticPower::Given(watts) if ledger.overdrawn() > OVERDRAWN => {
+                    let found = match self.header.sources.cpu_energy.kind {
+                        CpuEnergyKind::Estimate => "estimated",
+                        _ => "measured",
+                    };
                     warnings.push(format!(
-                        "{name}: less was measured than the static power of {} W for {:.0} % of \
+                        "{name}: less was {found} than the static power of {} W for {:.0} % of \
                          the time; it is set too high",
                         watts.0,
                         ledger.overdrawn() * 100.0

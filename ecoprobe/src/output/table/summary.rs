@@ -278,6 +278,7 @@ fn sources(sources: &Sources) -> String {
 fn static_power(sources: &Sources) -> String {
     let power = &sources.static_power;
     let how = match power.kind {
+        _ if power.watts.is_empty() => return "none: no energy was measured".into(),
         StaticPowerKind::Given => "given",
         StaticPowerKind::Calibrated => "calibrated in this run",
         StaticPowerKind::Estimate => "the estimate's idle figure",
@@ -305,7 +306,7 @@ fn own(own: &Own) -> String {
         quantiles("tick", &own.collect_us),
         quantiles("NVML call", &own.nvml_us),
         probe.events.map(|events| format!("{} switches seen", units::count(events))),
-        probe.dropped.map(|dropped| format!("{} lost", units::count(dropped))),
+        probe.dropped.map(|dropped| format!("{} not seen", units::count(dropped))),
         probe.ns_per_event.map(|ns| format!("{} a switch", units::microseconds(ns * 1e-3))),
     ];
     let parts: Vec<String> = parts.into_iter().flatten().collect();
@@ -339,7 +340,7 @@ measured            5.00 kJ   400 J  5.40 kJ  1.50 Wh   90.0 W   100 %  ██�
 sources       CPU energy: RAPL through perf (package-0, dram-0); GPU energy: none; CPU time: ebpf \
 at tp_btf/sched_switch, cgroup v2
 static power  package-0 20.0 W ± 300 mW (calibrated in this run)
-ecoprobe      12.3 ms CPU, 9.80 MB peak, tick 45.0 µs (p99 80.0 µs), 123,456 switches seen, 0 lost
+ecoprobe      12.3 ms CPU, 9.80 MB peak, tick 45.0 µs (p99 80.0 µs), 123,456 switches seen, 0 not seen
 warning       dram-0 was unreadable\\x0a\\x1b[31mfor 1 s
 ";
         let text = text(&report(), None, usize::MAX);
