@@ -43,7 +43,10 @@ fn row(outcome: &Outcome, metric: &Metric) -> Vec<String> {
     let unit = &metric.unit;
     let interval =
         metric.interval.map(|(low, high)| format!("{} … {}", significant(low), significant(high)));
-    let noise = metric.noise.filter(|noise| noise.is_finite()).map(|noise| format!("± {}", significant(noise)));
+    let noise = metric
+        .noise
+        .filter(|noise| noise.is_finite())
+        .map(|noise| format!("± {}", significant(noise)));
     let target = metric.target.map(|Target { below, asked, .. }| match asked {
         Some(asked) => {
             format!("< {} {unit} (asked: {})", significant(below), significant(asked))
