@@ -270,7 +270,10 @@ fn a_process_of_many_threads_is_moved_whole() {
         let (ours, theirs) = (totals.of(id), cgroup.usage_ns());
         println!("{id}: {ours} ns, theirs {theirs}");
         assert!(theirs > 200 * MS, "the threads hardly ran");
-        assert!(ours.abs_diff(theirs) <= theirs / 500 + MS / 2, "{ours} {theirs}");
+        // Where we are held up between bringing the account up to date and the move, the kernel charges
+        // what they ran meanwhile to where they go. A thread that was not found would be off by 15 ms in
+        // each of sixty turns.
+        assert!(ours.abs_diff(theirs) <= theirs / 500 + 10 * MS, "{ours} {theirs}");
     }
 }
 
