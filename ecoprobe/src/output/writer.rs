@@ -80,9 +80,9 @@ const SAID: u8 = 2;
 const BROKEN: u8 = 3;
 
 /// Has a panic of the thread known.
-struct Watched(Arc<Shared>);
+struct PanicNotice(Arc<Shared>);
 
-impl Drop for Watched {
+impl Drop for PanicNotice {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.failed.store(BROKEN, Ordering::Release);
@@ -106,7 +106,7 @@ impl Writer {
         let thread = std::thread::Builder::new().name("ecoprobe-output".into());
         let thread = thread.spawn(move || {
             let shared = told_by;
-            let _watched = Watched(Arc::clone(&shared));
+            let _notice = PanicNotice(Arc::clone(&shared));
             for message in messages {
                 let finished = matches!(message, Message::Finish(_));
                 let (windows, rows) = match &message {

@@ -15,7 +15,7 @@ use crate::energy::model::StaticPower;
 use crate::event::settings::IdlePolicy;
 use crate::event::sources::StaticPowerKind;
 use report::{
-    ComponentBooks, Line, Node, NodeLines, REPORT_SCHEMA, Report, RunSpan, Sources,
+    ComponentBooks, Node, NodeLine, NodeLines, REPORT_SCHEMA, Report, RunSpan, Sources,
     StaticPowerSource, WindowReport, WindowWorkload, WorkloadEnergy, WorkloadGpu, WorkloadReport,
 };
 
@@ -264,7 +264,7 @@ fn so_far(
 
 /// The node's lines in a window, and what was posted to them in the run so far.
 fn lines(window: &WindowSums, node: &Node, so_far: &Totals) -> NodeLines {
-    let line = |figure: fn(&ComponentBooks) -> Option<f64>, posted: fn(&Sums) -> Joules| Line {
+    let line = |figure: fn(&ComponentBooks) -> Option<f64>, posted: fn(&Sums) -> Joules| NodeLine {
         power_w: window_power(window, node.sum(figure), figure(&node.gpu)),
         so_far_j: sum(Component::ALL.map(|component| {
             let sums = &so_far[component as usize];

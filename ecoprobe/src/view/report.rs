@@ -208,14 +208,14 @@ pub struct WindowReport {
 /// Lines of the node's books, all components together.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct NodeLines {
-    pub measured: Line,
-    pub idle: Line,
-    pub other: Line,
-    pub unattributed: Line,
+    pub measured: NodeLine,
+    pub idle: NodeLine,
+    pub other: NodeLine,
+    pub unattributed: NodeLine,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Line {
+pub struct NodeLine {
     /// Mean power in the window: a GPU's joules over the time that they are about.
     pub power_w: Option<f64>,
     /// Joules since the start, by what was known of the static power at the time.
@@ -229,7 +229,7 @@ pub struct WindowWorkload {
     pub energy_j: WorkloadEnergy,
     /// A GPU's joules over the time that they are about.
     pub mean_power_w: Option<f64>,
-    /// As [`Line::so_far_j`].
+    /// As [`NodeLine::so_far_j`].
     #[serde(skip)]
     pub so_far_j: Option<f64>,
 }

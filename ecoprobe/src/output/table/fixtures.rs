@@ -88,8 +88,8 @@ pub(crate) fn report() -> Report {
 }
 
 /// The tenth second of such a power.
-fn line(watts: f64) -> Line {
-    Line { power_w: Some(watts), so_far_j: Some(watts * 10.0) }
+fn line(watts: f64) -> NodeLine {
+    NodeLine { power_w: Some(watts), so_far_j: Some(watts * 10.0) }
 }
 
 /// One second of `count` jobs of rising energy.

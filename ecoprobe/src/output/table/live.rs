@@ -2,7 +2,7 @@
 
 use super::grid::{BOLD, Cell, Column, DIM, Grid, LOUD, PLAIN, Paint, Row, shorten};
 use crate::output::units;
-use crate::view::report::{Line, NodeLines, WindowReport, WindowWorkload};
+use crate::view::report::{NodeLine, NodeLines, WindowReport, WindowWorkload};
 
 /// Lines of a frame that are not workloads: the title, the headers, "more", other, idle,
 /// unattributed, a rule and the total; and the line that the cursor stands on.
@@ -27,7 +27,7 @@ impl Live {
     ) -> Vec<String> {
         let seconds = window.seconds;
         let NodeLines { measured, idle, other, unattributed } = window.lines;
-        let row = |style, name: &str, cpus: Cell, Line { power_w, so_far_j }: Line| {
+        let row = |style, name: &str, cpus: Cell, NodeLine { power_w, so_far_j }: NodeLine| {
             let share = share(power_w, measured.power_w);
             let cells = vec![
                 Cell::Text(name.to_owned()),
@@ -48,7 +48,7 @@ impl Live {
         let (shown, hidden) =
             workloads.split_at(workloads.len().min(height.saturating_sub(OTHER_LINES).max(1)));
         let mut rows = Vec::with_capacity(shown.len() + OTHER_LINES);
-        let line = |workload: &WindowWorkload| Line {
+        let line = |workload: &WindowWorkload| NodeLine {
             power_w: workload.mean_power_w,
             so_far_j: workload.so_far_j,
         };
@@ -57,12 +57,12 @@ impl Live {
             rows.push(row(PLAIN, &workload.name, cpus, line(workload)));
         }
         if !hidden.is_empty() {
-            let sum = |figure: fn(&Line) -> Option<f64>| {
+            let sum = |figure: fn(&NodeLine) -> Option<f64>| {
                 let figures = hidden.iter().filter_map(|workload| figure(&line(workload)));
                 figures.reduce(|sum, figure| sum + figure)
             };
             let together =
-                Line { power_w: sum(|line| line.power_w), so_far_j: sum(|line| line.so_far_j) };
+                NodeLine { power_w: sum(|line| line.power_w), so_far_j: sum(|line| line.so_far_j) };
             let cpus = hidden.iter().map(|workload| workload.cpu_seconds / seconds).sum();
             let name = format!("… {} more", units::count(hidden.len() as u64));
             rows.push(row(DIM, &name, Cell::of(Some(cpus), plain), together));
@@ -159,8 +159,8 @@ mod tests {
             workload.mean_power_w = Some(50.0);
         }
         let (watts, joules) = (Some(200.0), Some(7000.0));
-        window.lines.measured = Line { power_w: watts, so_far_j: joules };
-        window.lines.other = Line { power_w: Some(1.5), so_far_j: None };
+        window.lines.measured = NodeLine { power_w: watts, so_far_j: joules };
+        window.lines.other = NodeLine { power_w: Some(1.5), so_far_j: None };
         let frame = Live::default().frame(&window, 120, 24, Paint(false));
         // Two of the same name are two rows.
         let rows: Vec<_> = frame.iter().filter(|line| line.starts_with("job")).collect();

@@ -55,10 +55,10 @@ fn one_run_by_hand() {
     let window = books.window().unwrap();
     assert_closed(&window.node);
     let NodeLines { measured, idle, other, unattributed } = window.lines;
-    assert_eq!(measured, Line { power_w: Some(35.0), so_far_j: Some(120.0) });
-    assert_eq!(idle, Line { power_w: Some(20.0), so_far_j: Some(60.0) });
-    assert_eq!(other, Line { power_w: Some(7.5), so_far_j: Some(15.0) });
-    assert_eq!(unattributed, Line { power_w: Some(0.0), so_far_j: Some(0.0) });
+    assert_eq!(measured, NodeLine { power_w: Some(35.0), so_far_j: Some(120.0) });
+    assert_eq!(idle, NodeLine { power_w: Some(20.0), so_far_j: Some(60.0) });
+    assert_eq!(other, NodeLine { power_w: Some(7.5), so_far_j: Some(15.0) });
+    assert_eq!(unattributed, NodeLine { power_w: Some(0.0), so_far_j: Some(0.0) });
     let so_far = [0, 1].map(|index| window.workloads[index].so_far_j);
     assert_eq!(so_far, [Some(30.0), Some(15.0)]);
     assert_eq!((window.start_s, window.seconds), (1.0, 2.0));

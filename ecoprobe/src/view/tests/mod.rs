@@ -19,7 +19,7 @@ use crate::event::{
     CpuTimes, Domain, Event, GpuWindow, Header, PackageTime, Reading, Sample, Workload,
     WorkloadKind,
 };
-use crate::view::report::{ComponentBooks, Line, NodeLines, Report, WindowReport};
+use crate::view::report::{ComponentBooks, NodeLine, NodeLines, Report, WindowReport};
 
 /// The unit of most RAPL counters, joules.
 const UNIT: f64 = 1.0 / 16384.0;
