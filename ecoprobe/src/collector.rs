@@ -1,6 +1,7 @@
 //! The tick: read every counter, then tell. What it tells are events; who listens is not its business.
 
 mod admissions;
+mod counters;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -10,13 +11,14 @@ use anyhow::Context as _;
 use hdrhistogram::Histogram;
 
 use self::admissions::Admissions;
+use self::counters::Counters;
 use crate::base::own::{Own, Quantiles};
 use crate::base::{Component, Error, Patience, User, WorkloadId, monotonic_ns};
 use crate::event::settings::{Settings, Wishes};
 use crate::event::sources::{
     CpuEnergyKind, CpuTimeSource, GpuEnergyKind, GpuEnergySource, Host, Sources, StaticPowerSource,
 };
-use crate::event::{BRIDGED, Domain, Event, Header, Reading, Sample, longest_interval};
+use crate::event::{Domain, Event, Header, Reading, Sample, longest_interval};
 use crate::host::topology::{Package, Topology};
 use crate::host::{self, Roots};
 use crate::meter::EnergyMeter;
@@ -107,8 +109,6 @@ pub(crate) struct Collector {
     collect_ns: Histogram<u64>,
     longest_interval: Option<Duration>,
     admissions: Admissions,
-    /// A window would have ended with a tick at which a counter failed for a moment.
-    end_owed: bool,
     seen_lost_events: u64,
     /// With the driver, at the end.
     patience: Patience,
@@ -204,7 +204,6 @@ impl Collector {
             collect_ns: Histogram::new_with_max(60_000_000_000, 3)
                 .context("cannot make a histogram")?,
             admissions,
-            end_owed: false,
             seen_lost_events: 0,
             patience: Patience::default(),
         };
@@ -250,11 +249,7 @@ impl Collector {
         }
         let start = monotonic_ns();
         self.read();
-        // The window that covers a counter's short failure has its energy, too.
-        let fails = last == Last::No && self.counters.fails_for_a_moment(&self.readings);
-        let ends = ends_window || self.end_owed;
-        self.sample.ends_window = ends && !fails;
-        self.end_owed = ends && fails;
+        self.sample.ends_window = self.counters.let_end(ends_window, &self.readings, last);
         // What the GPU meter's thread has published; the driver itself is never waited for.
         if let Some(gpu) = &self.gpu {
             gpu.drain(&mut self.gpu_events);
@@ -429,56 +424,6 @@ fn select(probe: &mut Probe, watched: &Watched, change: &Change) -> Result<bool,
     }
     watched.apply(change);
     Ok(true)
-}
-
-/// How the energy counters answer.
-#[derive(Debug)]
-struct Counters {
-    names: Vec<String>,
-    /// How often in a row each has failed.
-    failures: Vec<u32>,
-}
-
-impl Counters {
-    fn new<'a>(domains: impl Iterator<Item = &'a Domain>) -> Self {
-        let names: Vec<String> = domains.map(|domain| domain.name.clone()).collect();
-        Self { failures: vec![0; names.len()], names }
-    }
-
-    /// Whether a counter cannot be read that could just before.
-    fn fails_for_a_moment(&self, readings: &[Result<Reading, String>]) -> bool {
-        let mut counters = readings.iter().zip(&self.failures);
-        counters.any(|(reading, failures)| reading.is_err() && *failures < BRIDGED)
-    }
-
-    /// What there is to say about counters that cannot be read, or can again.
-    fn judge(&mut self, readings: &[Result<Reading, String>], last: Last) -> Vec<String> {
-        let mut news = Vec::new();
-        for ((name, failures), reading) in self.names.iter().zip(&mut self.failures).zip(readings) {
-            let known = *failures > BRIDGED;
-            match reading {
-                Ok(_) => {
-                    *failures = 0;
-                    if known {
-                        news.push(format!("{name}: the energy counter can be read again"));
-                    }
-                }
-                Err(why) => {
-                    *failures = failures.saturating_add(1);
-                    if last == Last::Yes {
-                        *failures = (*failures).max(BRIDGED + 1);
-                    }
-                    if !known && *failures > BRIDGED {
-                        news.push(format!(
-                            "{name}: the energy counter cannot be read: {why}; what was counted \
-                             before stays in the report, what it counts from here on is missing"
-                        ));
-                    }
-                }
-            }
-        }
-        news
-    }
 }
 
 /// A package whose energy is worked out from its CPU time: it has no counter.
