@@ -61,7 +61,7 @@ impl Samples {
         let packages = vec![PackageTime { workloads, ..PackageTime::default() }];
         let cpu = CpuTimes { packages, unplaced: PackageTime::default() };
         let energy = vec![Some(Reading { mono_ns: 0, count: 0 })];
-        Self(Event::Sample(Sample { mono_ns: 0, ends_window: true, cpu, energy }))
+        Self(Event::Sample(Sample { ends_window: true, cpu, energy, ..Sample::default() }))
     }
 
     fn next(&mut self) -> &Event {

@@ -9,6 +9,7 @@ mod wrap;
 
 pub use wrap::longest_interval;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -108,6 +109,10 @@ pub struct Sample {
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub ends_window: bool,
     pub cpu: CpuTimes,
+    /// How long any CPU of the machine was awake since the probe was attached, nanoseconds; it never
+    /// goes back. `None`: not known here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub awake_ns: Option<u64>,
     /// One for each of `Header::domains`; `None` while a counter cannot be read.
     pub energy: Vec<Option<Reading>>,
 }
@@ -126,6 +131,7 @@ impl Sample {
             time.absorb(later);
         }
         self.cpu.unplaced.absorb(&later.cpu.unplaced);
+        self.awake_ns = later.awake_ns.or(self.awake_ns);
         self.energy.resize(self.energy.len().max(later.energy.len()), None);
         for (reading, later) in self.energy.iter_mut().zip(&later.energy) {
             *reading = later.or(*reading);
@@ -161,20 +167,48 @@ pub struct PackageTime {
     /// Of the workloads whose time has changed since the sample before, by id. What does not stand
     /// here is as it was.
     pub workloads: Vec<(WorkloadId, u64)>,
+    /// More that a power model may ask for, by name. What is not here is not known on this machine.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub features: BTreeMap<Feature, Counts>,
+}
+
+/// The name of something that is counted for each workload beside its CPU time.
+pub type Feature = Cow<'static, str>;
+
+/// The part of the CPU time in which the other thread of the same core was busy, nanoseconds.
+pub const PAIRED: Feature = Cow::Borrowed("paired");
+
+/// A feature of everybody's running on one package, cumulative; it never goes back.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Of everybody who is no workload.
+    pub other: u64,
+    /// Likewise as [`PackageTime::workloads`]: those whose count has changed.
+    pub workloads: Vec<(WorkloadId, u64)>,
 }
 
 impl PackageTime {
     fn absorb(&mut self, later: &Self) {
         self.idle = later.idle;
         self.other = later.other;
-        let mut times: BTreeMap<_, _> = self.workloads.drain(..).collect();
-        times.extend(later.workloads.iter().copied());
-        self.workloads.extend(times);
+        absorb(&mut self.workloads, &later.workloads);
+        for (feature, later) in &later.features {
+            let counts = self.features.entry(feature.clone()).or_default();
+            counts.other = later.other;
+            absorb(&mut counts.workloads, &later.workloads);
+        }
     }
 
     fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+}
+
+/// Of each workload the newest count.
+fn absorb(counts: &mut Vec<(WorkloadId, u64)>, later: &[(WorkloadId, u64)]) {
+    let mut newest: BTreeMap<_, _> = counts.drain(..).collect();
+    newest.extend(later.iter().copied());
+    counts.extend(newest);
 }
 
 /// So many readings of a counter in a row may fail: the next one has what was drawn meanwhile. Of a

@@ -131,6 +131,7 @@ impl<'a> Machine<'a> {
                 .zip(1..)
                 .map(|(ns, id)| (WorkloadId(id), read(*ns)))
                 .collect(),
+            ..PackageTime::default()
         });
         let cpu = CpuTimes { packages: packages.collect(), unplaced: PackageTime::default() };
         self.advance();
@@ -140,7 +141,7 @@ impl<'a> Machine<'a> {
             let count = counter.start.wrapping_add(counts) % counter.range;
             Some(Reading { mono_ns: mono_ns + STEP_NS, count })
         });
-        Sample { mono_ns, ends_window: true, cpu, energy: energy.collect() }
+        Sample { mono_ns, ends_window: true, cpu, energy: energy.collect(), ..Sample::default() }
     }
 
     fn advance(&mut self) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::{Recorder, RecordingError};
 use crate::base::Patience;
-use crate::event::{Event, Sample};
+use crate::event::{Event, PackageTime, Sample};
 
 /// Events on their way to the thread, and the most that they may weigh together.
 const QUEUE: usize = 1024;
@@ -28,7 +28,11 @@ fn weight(event: &Event) -> usize {
         + match event {
             Event::Sample(Sample { cpu, .. }) => {
                 let times = cpu.packages.iter().chain([&cpu.unplaced]);
-                times.map(|time| time.workloads.len()).sum()
+                let counts = |time: &PackageTime| {
+                    let features = time.features.values().map(|counts| counts.workloads.len());
+                    time.workloads.len() + features.sum::<usize>()
+                };
+                times.map(counts).sum()
             }
             Event::Gpu(window) => 3 * window.usage.len(),
             // Its names.
@@ -219,14 +223,21 @@ mod tests {
 
     use super::*;
     use crate::base::WorkloadId;
-    use crate::event::{CpuTimes, PackageTime, Workload};
+    use crate::event::{CpuTimes, Workload};
     use crate::recording::tests::{gpu, header_of, workload};
 
     fn sample(ns: u64) -> Event {
         let workloads = vec![(WorkloadId(1), ns)];
-        let packages = vec![PackageTime { idle: ns, other: ns, workloads }];
+        let packages =
+            vec![PackageTime { idle: ns, other: ns, workloads, ..PackageTime::default() }];
         let cpu = CpuTimes { packages, unplaced: PackageTime::default() };
-        Event::Sample(Sample { mono_ns: ns, ends_window: true, cpu, energy: vec![None] })
+        Event::Sample(Sample {
+            mono_ns: ns,
+            cpu,
+            energy: vec![None],
+            ends_window: true,
+            awake_ns: None,
+        })
     }
 
     fn header() -> Event {

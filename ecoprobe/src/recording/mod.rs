@@ -316,12 +316,21 @@ pub(super) mod tests {
     }
 
     fn sample_of(mono_ns: u64, cpu: CpuTimes) -> Sample {
-        Sample { mono_ns, ends_window: !mono_ns.is_multiple_of(3), cpu, energy: Vec::new() }
+        let awake_ns = (mono_ns % 2 == 1).then_some(mono_ns / 2);
+        Sample {
+            mono_ns,
+            ends_window: !mono_ns.is_multiple_of(3),
+            cpu,
+            awake_ns,
+            energy: Vec::new(),
+        }
     }
 
     fn times(workloads: usize, ns: u64) -> CpuTimes {
-        let workloads = (1..=workloads as u64).map(|id| (WorkloadId(id), ns)).collect();
-        let packages = vec![PackageTime { idle: ns, other: ns, workloads }];
+        let workloads: Vec<_> = (1..=workloads as u64).map(|id| (WorkloadId(id), ns)).collect();
+        let counts = Counts { other: ns, workloads: workloads.clone() };
+        let features = [(PAIRED, counts)].into();
+        let packages = vec![PackageTime { idle: ns, other: ns, workloads, features }];
         CpuTimes { packages, unplaced: PackageTime::default() }
     }
 
@@ -469,6 +478,13 @@ pub(super) mod tests {
             cpu.packages[0].workloads.push((WorkloadId(1), 2));
             cpu
         };
+        let with_feature = |feature, id, ns| {
+            let mut cpu = times(0, 1);
+            let counts = Counts { other: 0, workloads: vec![(WorkloadId(id), ns)] };
+            cpu.packages[0].features = [(feature, counts)].into();
+            cpu
+        };
+        let first = Sample { energy: vec![None], ..sample_of(5, times(0, 1)) };
         let bad_gpu = |mangle: fn(&mut GpuWindow)| {
             let Event::Gpu(mut window) = gpu(1.0, 1) else { unreachable!() };
             mangle(&mut window);
@@ -494,6 +510,17 @@ pub(super) mod tests {
                 "less than in the sample before",
             ),
             (rows(twice(), vec![None]), "do not ascend"),
+            (
+                rows(with_feature(PAIRED, 1, 9), vec![None])
+                    + &rows(with_feature(PAIRED, 1, 8), vec![None]).replace(":5,", ":6,"),
+                "less than in the sample before",
+            ),
+            (rows(with_feature(PAIRED, 2, 9), vec![None]), "was not introduced"),
+            (
+                line(&Event::Sample(Sample { awake_ns: Some(7), ..first.clone() }))
+                    + &line(&Event::Sample(Sample { awake_ns: Some(6), mono_ns: 6, ..first })),
+                "time awake",
+            ),
             (line(&Event::Ended { id: WorkloadId(9) }), "was not introduced"),
             (line(&gpu(1.0, 3)), "was not introduced"),
             (line(&gpu(-1.0, 1)), "no amount"),

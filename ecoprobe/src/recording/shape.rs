@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::base::{Component, User, WorkloadId};
-use crate::event::{Event, GpuWindow, Header, PackageTime, Sample};
+use crate::event::{Counts, Event, Feature, GpuWindow, Header, PackageTime, Sample};
 
 pub(super) const UNKNOWN_GPU_USER: &str = "GPU usage of a workload that was not introduced";
 
@@ -11,6 +11,7 @@ pub(super) const UNKNOWN_GPU_USER: &str = "GPU usage of a workload that was not 
 /// decide how much memory it takes.
 const MOST_PACKAGES: usize = 1024;
 const MOST_DOMAINS: usize = 4096;
+const MOST_FEATURES: usize = 16;
 
 /// What the events so far allow the next one to be. Reader and writer check the same, so that what
 /// was recorded can be replayed, and nothing behind the reader meets an index that leads nowhere.
@@ -19,11 +20,13 @@ pub(super) struct Shape {
     /// Packages and domains; `None` before the header.
     header: Option<(usize, usize)>,
     /// Those that have not ended, and their newest CPU time by place (each package, and CPUs of no known
-    /// one), up to the last place where they ran. Ids ascend, so the highest tells of the others whether they were introduced.
+    /// one; then likewise each feature), up to the last place where they ran. Ids ascend, so the highest tells of the others whether they were introduced.
     living: HashMap<WorkloadId, Vec<u64>>,
     highest: u64,
     /// Of the newest sample, by place: idle and other.
     times: Vec<[u64; 2]>,
+    features: Vec<Feature>,
+    awake_ns: u64,
     /// Of the first format: its writers' CPU times could fall.
     pub(super) may_fall: bool,
     /// Of the newest sample.
@@ -81,16 +84,42 @@ impl Shape {
             return Err("it is no later than the sample before it".into());
         }
         for (place, time) in sample.cpu.packages.iter().chain([&sample.cpu.unplaced]).enumerate() {
-            self.check_times(place, time)?;
+            let PackageTime { idle, other, workloads, features } = time;
+            self.check_counts(place, [*idle, *other], workloads)?;
+            for (feature, Counts { other, workloads }) in features {
+                let known = self.features.iter().position(|known| known == feature);
+                let index = known.unwrap_or(self.features.len());
+                if index == MOST_FEATURES {
+                    return Err(format!("more than {MOST_FEATURES} features"));
+                }
+                if known.is_none() {
+                    self.features.push(feature.clone());
+                }
+                let place = place + (packages + 1) * (index + 1);
+                self.check_counts(place, [0, *other], workloads)?;
+            }
+        }
+        if let Some(awake_ns) = sample.awake_ns
+            && awake_ns < std::mem::replace(&mut self.awake_ns, awake_ns)
+        {
+            return Err("time awake that is less than before".into());
         }
         Ok(())
     }
 
-    fn check_times(&mut self, place: usize, time: &PackageTime) -> Result<(), String> {
-        let before = std::mem::replace(&mut self.times[place], [time.idle, time.other]);
-        let mut falls = time.idle < before[0] || time.other < before[1];
+    fn check_counts(
+        &mut self,
+        place: usize,
+        [idle, other]: [u64; 2],
+        workloads: &[(WorkloadId, u64)],
+    ) -> Result<(), String> {
+        if self.times.len() <= place {
+            self.times.resize(place + 1, [0; 2]);
+        }
+        let before = std::mem::replace(&mut self.times[place], [idle, other]);
+        let mut falls = idle < before[0] || other < before[1];
         let mut last = None;
-        for &(id, ns) in &time.workloads {
+        for &(id, ns) in workloads {
             let Some(times) = self.living.get_mut(&id) else {
                 let why = if self.was_introduced(id) { "has ended" } else { "was not introduced" };
                 return Err(format!("CPU time of a workload that {why}"));
@@ -231,12 +260,13 @@ mod tests {
         let ran = |place, ns| {
             let mut packages = vec![PackageTime::default(); MOST_PACKAGES];
             packages[place] =
-                PackageTime { workloads: vec![(WorkloadId(1), ns)], idle: 0, other: 0 };
+                PackageTime { workloads: vec![(WorkloadId(1), ns)], ..PackageTime::default() };
             CpuTimes { packages, unplaced: PackageTime::default() }
         };
         let energy = vec![None; MOST_PACKAGES];
         let mut check = |mono_ns, cpu| {
-            let sample = Sample { mono_ns, ends_window: true, cpu, energy: energy.clone() };
+            let energy = energy.clone();
+            let sample = Sample { mono_ns, ends_window: true, cpu, energy, ..Sample::default() };
             shape.check(&Event::Sample(sample))
         };
         check(1, ran(1, 5)).unwrap();

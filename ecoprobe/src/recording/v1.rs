@@ -98,7 +98,7 @@ impl Reader {
             }
             Line::Sample { mono_ns, cpu_ns, energy } => {
                 let cpu = self.cpu_times(&cpu_ns)?;
-                Event::Sample(Sample { mono_ns, ends_window: true, cpu, energy })
+                Event::Sample(Sample { mono_ns, ends_window: true, cpu, energy, awake_ns: None })
             }
             Line::Gpu(gpu) => Event::Gpu(self.gpu(gpu)?),
             Line::Warning { message } => Event::Warning { message },

@@ -1,5 +1,7 @@
 //! Who is who in the books: workloads that move, end and come back, and time that no counter covers.
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::event::PackageTime;
 
@@ -29,7 +31,7 @@ fn at(second: u64, cpu: CpuTimes, joules: &[f64]) -> Sample {
     let mono_ns = second * SECOND;
     let energy =
         joules.iter().map(|joules| Some(Reading { mono_ns, count: (joules / UNIT) as u64 }));
-    Sample { mono_ns, ends_window: true, cpu, energy: energy.collect() }
+    Sample { mono_ns, ends_window: true, cpu, energy: energy.collect(), awake_ns: None }
 }
 
 /// The packages that have a counter of 20 W static power, and those with one for their memory.
@@ -312,7 +314,12 @@ fn cpu_time_beyond_any_clock_does_not_overflow() {
     let mut books = with_counters(2, &[0, 1], &[]);
     books.apply(&named(1, "a", 1));
     let most = |ns: u64| {
-        let time = PackageTime { workloads: vec![(WorkloadId(1), ns)], other: ns, idle: ns };
+        let time = PackageTime {
+            workloads: vec![(WorkloadId(1), ns)],
+            other: ns,
+            idle: ns,
+            features: BTreeMap::new(),
+        };
         CpuTimes { packages: vec![time.clone(), time.clone()], unplaced: time }
     };
     books.sample(&at(0, most(0), &[0.0, 0.0]));

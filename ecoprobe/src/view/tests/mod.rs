@@ -66,12 +66,13 @@ fn cpu_times(rows: &Rows) -> CpuTimes {
         other: row.first().copied().unwrap_or(0),
         idle: row.get(1).copied().unwrap_or(0),
         workloads: row.iter().skip(2).zip(1..).map(|(ns, id)| (WorkloadId(id), *ns)).collect(),
+        features: BTreeMap::new(),
     });
     CpuTimes { packages: packages.collect(), unplaced: PackageTime::default() }
 }
 
 fn sample_of(mono_ns: u64, rows: &Rows, energy: Vec<Option<Reading>>) -> Sample {
-    Sample { mono_ns, ends_window: true, cpu: cpu_times(rows), energy }
+    Sample { mono_ns, ends_window: true, cpu: cpu_times(rows), energy, awake_ns: None }
 }
 
 /// The books of a run, and how many workloads have begun in it.
