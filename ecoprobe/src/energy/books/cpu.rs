@@ -78,30 +78,34 @@ enum Source {
     Estimate(Estimated),
 }
 
-/// An estimate as if it were a counter.
+/// An estimate as if it were a counter of microjoules.
 #[derive(Debug)]
 struct Estimated {
     estimate: Arc<Estimate>,
-    /// CLOCK_MONOTONIC of the first and the newest sample, nanoseconds.
-    times_ns: Option<(u64, u64)>,
-    busy_ns: u64,
-    microjoules: u64,
+    /// CLOCK_MONOTONIC of the newest sample, nanoseconds.
+    newest_ns: Option<u64>,
+    /// What the windows so far left of a microjoule, 10⁻¹⁸ J: the next one pays it, so that nothing
+    /// is lost however short they are.
+    left: u128,
 }
 
 impl Estimated {
+    fn new(estimate: &Arc<Estimate>) -> Self {
+        Self { estimate: Arc::clone(estimate), newest_ns: None, left: 0 }
+    }
+
+    /// A window that ends `at_ns`, in which the package's CPUs ran for `busy_ns` together.
     fn advance(&mut self, package: usize, at_ns: u64, busy_ns: u64) -> Outcome {
-        let Some((first_ns, newest_ns)) = self.times_ns else {
-            self.times_ns = Some((at_ns, at_ns));
-            return Outcome::First;
-        };
-        self.times_ns = Some((first_ns, at_ns));
-        self.busy_ns = self.busy_ns.saturating_add(busy_ns);
-        let time_ns = at_ns.saturating_sub(first_ns);
-        let Some(count) = self.estimate.microjoules(package, self.busy_ns, time_ns) else {
+        let Some(from_ns) = self.newest_ns.replace(at_ns) else { return Outcome::First };
+        let time_ns = at_ns.saturating_sub(from_ns);
+        let Some(drawn) = self.estimate.attojoules(package, busy_ns, time_ns) else {
             return Outcome::Missing(Reason::Unread);
         };
-        let more = count.saturating_sub(std::mem::replace(&mut self.microjoules, count));
-        Outcome::Energy { from_ns: newest_ns, to_ns: at_ns, joules: Joules(more as f64 * 1e-6) }
+        const MICROJOULE: u128 = 1_000_000_000_000;
+        let due = drawn.saturating_add(self.left);
+        self.left = due % MICROJOULE;
+        let joules = Joules((due / MICROJOULE) as f64 * 1e-6);
+        Outcome::Energy { from_ns, to_ns: at_ns, joules }
     }
 }
 
@@ -175,12 +179,7 @@ impl CpuDomain {
         let (watts, beforehand) = known.or_else(|| recorded_estimate(&domain.name, header)).unzip();
         let source = match estimate {
             None => Source::Counter(Counter::default()),
-            Some(estimate) => Source::Estimate(Estimated {
-                estimate: Arc::clone(estimate),
-                times_ns: None,
-                busy_ns: 0,
-                microjoules: 0,
-            }),
+            Some(estimate) => Source::Estimate(Estimated::new(estimate)),
         };
         Self {
             domain: domain.clone(),
@@ -297,5 +296,60 @@ impl CpuDomain {
             Source::Counter(counter) => counter.sentences(&self.domain),
             Source::Estimate(_) => Vec::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::sources::CpuFacts;
+
+    /// Joules of windows of (nanoseconds, CPU time).
+    fn joules(windows: &[(u64, u64)]) -> Vec<f64> {
+        let cpu = CpuFacts { online_cpus: vec![2], ..CpuFacts::default() };
+        let mut estimated = Estimated::new(&Arc::new(Estimate::of(&cpu).unwrap()));
+        let mut at_ns = 5;
+        assert_eq!(estimated.advance(0, at_ns, 7), Outcome::First);
+        let advance = |&(time_ns, busy_ns): &(u64, u64)| {
+            at_ns += time_ns;
+            match estimated.advance(0, at_ns, busy_ns) {
+                Outcome::Energy { from_ns, to_ns, joules } => {
+                    assert_eq!((from_ns, to_ns), (at_ns - time_ns, at_ns));
+                    joules.0
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        windows.iter().map(advance).collect()
+    }
+
+    #[test]
+    fn short_windows_lose_nothing() {
+        // 0.9764 W idle and 4.0348 W busy, for each of 2 CPUs; 0.432 of the way at half of the load.
+        let watts: f64 = 2.0 * (0.9764 + 0.432 * (4.0348 - 0.9764));
+        let short = joules(&[(100, 100); 10_000]);
+        assert!((short.iter().sum::<f64>() - watts * 1e-3).abs() < 1e-6);
+        assert_eq!(joules(&[(1_000_000, 1_000_000)]), [(watts * 1e3).floor() * 1e-6]);
+        assert_eq!(short, joules(&[(100, 100); 10_000]));
+    }
+
+    #[test]
+    fn each_window_has_its_own_load() {
+        let second = 1_000_000_000;
+        let apart = joules(&[(second, 2 * second), (second, 0)]);
+        assert_eq!(apart, [8_069_600.0 * 1e-6, 1_952_800.0 * 1e-6]);
+        // Full and idle in turns, looked at together, are half of the load throughout.
+        let together: f64 = joules(&[(2 * second, 2 * second)]).iter().sum();
+        assert!((together - 4.0 * (0.9764 + 0.432 * 3.0584)).abs() < 1e-6);
+        assert!(together < apart.iter().sum());
+        assert_eq!(joules(&[(0, second), (second, 0)]), [0.0, apart[1]]);
+    }
+
+    #[test]
+    fn a_package_that_is_not_there_is_missing() {
+        let cpu = CpuFacts { online_cpus: vec![2], ..CpuFacts::default() };
+        let mut estimated = Estimated::new(&Arc::new(Estimate::of(&cpu).unwrap()));
+        assert_eq!(estimated.advance(1, 0, 0), Outcome::First);
+        assert_eq!(estimated.advance(1, 10, 5), Outcome::Missing(Reason::Unread));
     }
 }
