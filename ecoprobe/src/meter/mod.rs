@@ -2,6 +2,7 @@
 
 pub(crate) mod choose;
 pub(crate) mod gpu;
+mod perf_events;
 pub(crate) mod rapl;
 
 pub use choose::CpuEnergy;
