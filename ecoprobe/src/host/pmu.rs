@@ -62,6 +62,10 @@ impl Pmu {
         Ok(Some(pmu))
     }
 
+    pub(crate) fn event(&self, name: &str) -> Option<&PmuEvent> {
+        self.events.iter().find(|event| event.name == name)
+    }
+
     /// The file that would name the CPUs.
     pub(crate) fn cpumask(&self) -> PathBuf {
         self.directory.join("cpumask")
