@@ -129,10 +129,8 @@ impl Collector {
         let cpus = aya::util::nr_cpus().map_err(|(path, error)| {
             anyhow::Error::new(error).context(format!("cannot count the CPUs ({path})"))
         })?;
-        // Time that is given to one of them is given to both.
-        let awake = awake::Opened::open(&roots.sysfs);
         let energy = Opened::open(options.cpu_energy, roots, cpus)?.confirm()?;
-        let awake = awake.confirm();
+        let awake = awake::Opened::open(&roots.sysfs).confirm();
         let topology = energy.topology;
         let meters: Vec<_> = energy.meter.into_iter().collect();
         let mut domains: Vec<_> =

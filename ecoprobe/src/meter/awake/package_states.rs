@@ -186,8 +186,8 @@ impl Sleep {
         let before = before.filter(|before| now.mono_ns > before.mono_ns)?;
         let time = (now.mono_ns - before.mono_ns) as f64;
         let asleep = now.ticks.checked_sub(before.ticks)? as f64 / ticks_per_ns + owed;
-        // Not so for what is no number, either.
-        if !(asleep <= time * (1.0 + SLACK) + SLACK_NS) {
+        // It is no number where the rate is none.
+        if asleep.is_nan() || asleep > time * (1.0 + SLACK) + SLACK_NS {
             return None;
         }
         self.owed = (asleep - time).max(0.0);
