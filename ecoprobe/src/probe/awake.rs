@@ -8,8 +8,10 @@
 /// long any of them was lies between the largest `b` (they ran at the same time) and the sum of them, or
 /// all the time (they took turns). It is reckoned as if they ran independently of each other:
 /// `1 − Π(1 − b)`, which lies within these bounds. That is exact if no CPU or only one ran, or if one ran
-/// throughout. The windows are those of the readings: the more of them, the nearer is the sum of the
-/// estimates to the truth, since more windows are of one of these kinds.
+/// throughout, and right on average for those that run independently, whatever the windows. CPUs that run in
+/// step seem to take turns now and then, and the other way round: eight of them, busy together for 50 of
+/// every 100 ms, seem awake for 99.6 % of the time in windows of 100 ms, and for 50.4 % in windows of 10 ms.
+/// So the more readings, the nearer it is to the truth.
 ///
 /// A CPU is idle that is offline, or that has not switched since the probe was attached: of those nothing
 /// is known. Interrupts that come while a CPU idles, and time that a hypervisor took, are no idling.
