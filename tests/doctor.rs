@@ -102,6 +102,30 @@ fn dead_counters_are_told_from_ones_that_count() {
 }
 
 #[test]
+fn where_the_time_awake_comes_from_is_told() {
+    let sysfs = Sysfs::new();
+    let awake = || find(&energy_of(&sysfs), "awake time").clone();
+    let estimated = "estimated from how long each CPU idles";
+    let none = awake();
+    assert!(none.found && none.level == Level::Info, "{none:?}");
+    assert!(none.detail.starts_with(estimated) && none.detail.contains("are counted"), "{none:?}");
+    // The kernel's cpu-clock, described as package C-states and as the clock at whose rate they count: a
+    // package that always sleeps; and then a counter that stays at zero.
+    let clock = "event=0x00";
+    sysfs.add_pmu("msr", 1, None, &[("tsc", clock)]);
+    sysfs.add_pmu("cstate_pkg", 1, Some("0"), &[("c6-residency", clock)]);
+    let counted = awake();
+    assert_eq!(counted.detail, "counted by the packages: c6-residency on CPU 0");
+    assert_eq!(counted.level, Level::Ok);
+    sysfs.add_pmu("cstate_pkg", 1, Some("0"), &[("c6-residency", "event=0x08")]);
+    let dead = awake();
+    assert!(
+        dead.detail.starts_with(estimated) && dead.detail.contains("no package slept"),
+        "{dead:?}"
+    );
+}
+
+#[test]
 fn masked_zones_are_told_from_none() {
     let sysfs = Machine::new(1).build();
     std::fs::remove_dir_all(sysfs.path().join("devices")).unwrap();

@@ -22,6 +22,7 @@ use crate::event::{Domain, Event, Header, Reading, Sample, longest_interval};
 use crate::host::topology::{Package, Topology};
 use crate::host::{self, Roots};
 use crate::meter::EnergyMeter;
+use crate::meter::awake::{self, Awake};
 use crate::meter::choose::{CpuEnergyChoice, Opened};
 use crate::meter::gpu::{GpuEnergyChoice, GpuMeter, GpuOptions, PidOwner, Whose};
 use crate::probe::{Exits, Fate, LoadOptions, Probe};
@@ -88,6 +89,7 @@ pub(crate) struct Collector {
     probe: Probe,
     meters: Vec<Box<dyn EnergyMeter>>,
     counters: Counters,
+    awake: Awake,
     /// With those that are estimated.
     domains: usize,
     gpu: Option<GpuMeter>,
@@ -128,6 +130,7 @@ impl Collector {
             anyhow::Error::new(error).context(format!("cannot count the CPUs ({path})"))
         })?;
         let energy = Opened::open(options.cpu_energy, roots, cpus)?.confirm()?;
+        let awake = awake::Opened::open(&roots.sysfs).confirm();
         let topology = energy.topology;
         let meters: Vec<_> = energy.meter.into_iter().collect();
         let mut domains: Vec<_> =
@@ -178,6 +181,7 @@ impl Collector {
         let counters = meters.iter().flat_map(|meter| meter.domains());
         let collector = Self {
             counters: Counters::new(counters),
+            awake,
             domains: header.domains.len(),
             longest_interval: longest_interval(&header.domains),
             probe,
@@ -294,6 +298,7 @@ impl Collector {
         energy.extend(self.readings.iter().map(|reading| reading.as_ref().ok().copied()));
         // What is estimated has no counter.
         energy.resize(self.domains, None);
+        self.sample.awake_ns = self.awake.tick(self.sample.mono_ns, self.probe.awake_ns());
     }
 
     /// A CPU that comes online has a package from then on.

@@ -14,6 +14,7 @@ pub use crate::config::Doctor;
 pub use crate::host::Roots;
 pub use crate::host::priority::Undisturbed;
 pub use crate::host::topology::{Grain, Topology};
+pub use crate::meter::awake::{AwakeSource, Opened as OpenedAwake};
 pub use crate::meter::choose::{CpuEnergyChoice, Opened};
 pub use crate::meter::gpu::{GpuEnd, GpuMeter, GpuOptions, PidOwner, Whose};
 pub use crate::meter::rapl::Unavailable;

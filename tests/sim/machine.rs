@@ -168,14 +168,25 @@ impl Sysfs {
     /// With type 1 (PERF_TYPE_SOFTWARE) the kernel really counts: `event=0x00` is cpu-clock, which
     /// at 1e-9 is exactly a watt for each CPU; `event=0x08` (emulation faults) stays at zero.
     pub fn add_power_pmu(&self, kind: u32, cpumask: &str, events: &[(&str, &str, &str)]) {
-        let directory = "bus/event_source/devices/power";
+        let terms: Vec<_> = events.iter().map(|(name, terms, _)| (*name, *terms)).collect();
+        self.add_pmu("power", kind, Some(cpumask), &terms);
+        for (name, _, scale) in events {
+            let event = format!("bus/event_source/devices/power/events/{name}");
+            self.write(&format!("{event}.scale"), &format!("{scale}\n"));
+            self.write(&format!("{event}.unit"), "Joules\n");
+        }
+    }
+
+    /// A PMU of that perf type whose events are (name, event string).
+    pub fn add_pmu(&self, name: &str, kind: u32, cpumask: Option<&str>, events: &[(&str, &str)]) {
+        let directory = format!("bus/event_source/devices/{name}");
         self.write(&format!("{directory}/type"), &format!("{kind}\n"));
-        self.write(&format!("{directory}/cpumask"), &format!("{cpumask}\n"));
         self.write(&format!("{directory}/format/event"), "config:0-7\n");
-        for (name, terms, scale) in events {
+        if let Some(cpumask) = cpumask {
+            self.write(&format!("{directory}/cpumask"), &format!("{cpumask}\n"));
+        }
+        for (name, terms) in events {
             self.write(&format!("{directory}/events/{name}"), &format!("{terms}\n"));
-            self.write(&format!("{directory}/events/{name}.scale"), &format!("{scale}\n"));
-            self.write(&format!("{directory}/events/{name}.unit"), "Joules\n");
         }
     }
 

@@ -7,6 +7,7 @@ pub(crate) mod cpu;
 pub(crate) mod kernel;
 pub(crate) mod mounts;
 pub(crate) mod own;
+pub(crate) mod pmu;
 pub(crate) mod power_pmu;
 pub(crate) mod powercap;
 pub(crate) mod priority;

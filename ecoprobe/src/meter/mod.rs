@@ -1,7 +1,9 @@
 //! Everything that reads a counter. I/O lives here; nothing here knows what a joule is billed to.
 
+pub(crate) mod awake;
 pub(crate) mod choose;
 pub(crate) mod gpu;
+mod perf_events;
 pub(crate) mod rapl;
 
 pub use choose::CpuEnergy;

@@ -3,6 +3,7 @@
 //! `load` puts the probe into the kernel, `read` takes what it counted out of shared memory: a read
 //! makes no system call. Where the probe counts a workload (its slot) is nobody's business outside.
 
+mod awake;
 mod events;
 mod exits;
 mod layout;
@@ -210,6 +211,13 @@ impl Probe {
         }
         ended.append(&mut self.ended);
         now
+    }
+
+    /// How long any CPU of the machine has run since the first reading, as of the last one, nanoseconds;
+    /// it never goes back. An estimate from the CPUs' idle accounts, see [`awake`]. `None`: nothing is
+    /// known yet.
+    pub fn awake_ns(&self) -> Option<u64> {
+        self.counters.awake_ns()
     }
 
     fn settle(&mut self, now: u64, most: usize) {

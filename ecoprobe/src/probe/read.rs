@@ -10,6 +10,7 @@ use ecoprobe_ebpf::protocol::{Half, Memory, Picture, Reader, Snapshot, Word};
 use ecoprobe_ebpf::{CpuState, INIT, MAX_CUTS, SLOT_IDLE, SLOT_OTHER, Shared};
 use memmap2::{MmapOptions, MmapRaw};
 
+use super::awake::Awake;
 use super::slots::{Slots, View};
 use crate::base::monotonic_ns;
 use crate::event::{CpuTimes, PackageTime};
@@ -35,6 +36,7 @@ pub(super) struct Counters {
     idle: Vec<u64>,
     other: Vec<u64>,
     selection: u32,
+    awake: Awake,
 }
 
 /// Sums over all CPUs.
@@ -80,6 +82,7 @@ impl Counters {
             other: vec![0; packages + 1],
             package_of_cpu,
             selection: 0,
+            awake: Awake::new(nr_cpus),
         })
     }
 
@@ -108,7 +111,13 @@ impl Counters {
             place.other = *other;
         }
         slots.list(out);
+        self.awake.end_window(now);
         now
+    }
+
+    /// How long any CPU ran, as of the last reading. See [`Awake`].
+    pub(super) fn awake_ns(&self) -> Option<u64> {
+        self.awake.ns()
     }
 
     /// Takes in what was counted so far, and which slots each CPU may bill to, for the next reading to
@@ -153,6 +162,7 @@ impl Counters {
                 Picture::Whole(state) => view(&state),
                 Picture::Continued => View::Unknown,
             };
+            self.awake.note(cpu, at, row[SLOT_IDLE as usize]);
             if self.package_of_cpu[cpu].is_none() && !self.unplaced.contains(&cpu) {
                 self.unplaced.push(cpu);
             }

@@ -1,16 +1,8 @@
 //! RAPL through the perf `power` PMU: 64-bit counters that the kernel keeps from wrapping, and one
 //! read for all counters of a package.
 
-use std::fs::File;
-use std::io::{self, ErrorKind, Read};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::io::{self, ErrorKind};
 use std::path::Path;
-
-// The `power` PMU is a dynamic one: its type, its codes and its CPUs are whatever this machine's sysfs
-// says. The perf-event crate of the same author opens the kernel's own kinds of events, on a task or
-// a CPU, and keeps such attributes to itself; what is needed here is the call, and this is it.
-use perf_event_open_sys::bindings::{PERF_FLAG_FD_CLOEXEC, PERF_FORMAT_GROUP, perf_event_attr};
-use perf_event_open_sys::perf_event_open;
 
 use super::alive::{self, Counters, has_package};
 use super::overlap::{self, Shown, Use, View};
@@ -18,10 +10,11 @@ use super::{MOST_DRAM_WATTS, MOST_PACKAGE_WATTS, Unavailable, dram_name};
 use crate::base::Component;
 use crate::base::monotonic_ns;
 use crate::event::{Domain, Reading};
-use crate::host::power_pmu::{self, PmuEvent, PowerPmu};
+use crate::host::power_pmu::{self, PowerPmu};
 use crate::host::powercap::ZoneKind;
 use crate::host::topology::{self, PackageId, Place, Topology};
 use crate::meter::EnergyMeter;
+use crate::meter::perf_events::Events;
 
 /// The events that are read; the others overlap with them.
 const EVENTS: [(&str, Component, f64); 2] = [
@@ -143,11 +136,11 @@ impl PerfMeter {
             if self.domains.iter().any(|domain| domain.name == name) {
                 continue;
             }
-            let mut opened = group.add(pmu.kind, event, cpu);
+            let mut opened = group.events.add(pmu.kind, event.config, cpu);
             // One that does not go with the others may go alone.
-            if opened.is_err() && group.leader.is_some() {
+            if opened.is_err() && !group.events.is_empty() {
                 let mut own = Group::default();
-                opened = own.add(pmu.kind, event, cpu);
+                opened = own.events.add(pmu.kind, event.config, cpu);
                 if opened.is_ok() {
                     self.groups.push(std::mem::replace(&mut group, own));
                 }
@@ -166,7 +159,7 @@ impl PerfMeter {
                 max_watts,
             });
         }
-        if group.leader.is_some() {
+        if !group.events.is_empty() {
             self.groups.push(group);
         }
         errors
@@ -216,7 +209,7 @@ impl EnergyMeter for PerfMeter {
         for group in &self.groups {
             let mut counts = [0; EVENTS.len()];
             let before = monotonic_ns();
-            let result = group.read(&mut counts);
+            let result = group.events.read(&mut counts[..group.domains.len()]);
             let mono_ns = before.midpoint(monotonic_ns());
             for (place, &count) in group.domains.iter().zip(&counts) {
                 if let Some(reading) = place.and_then(|domain| readings.get_mut(domain)) {
@@ -233,73 +226,7 @@ impl EnergyMeter for PerfMeter {
 /// Events of one package that are read together.
 #[derive(Debug, Default)]
 struct Group {
-    leader: Option<File>,
-    /// Only kept from being closed.
-    members: Vec<OwnedFd>,
+    events: Events,
     /// For each event in order, its domain; `None` for one that is left out.
     domains: Vec<Option<usize>>,
-}
-
-impl Group {
-    fn add(&mut self, kind: u32, event: &PmuEvent, cpu: usize) -> io::Result<()> {
-        let fd = open_event(kind, event.config, cpu, self.leader.as_ref())?;
-        match self.leader {
-            None => self.leader = Some(fd.into()),
-            Some(_) => self.members.push(fd),
-        }
-        Ok(())
-    }
-
-    /// Reads all of the group's counts, in the order of `add`.
-    fn read(&self, counts: &mut [u64; EVENTS.len()]) -> io::Result<()> {
-        const WORD: usize = size_of::<u64>();
-        // PERF_FORMAT_GROUP: the number of values, then the values.
-        let mut buffer = [0; WORD * (1 + EVENTS.len())];
-        let mut leader = self.leader.as_ref().ok_or(ErrorKind::NotFound)?;
-        let length = leader.read(&mut buffer)?;
-        let mut words = buffer
-            .get(..length)
-            .unwrap_or_default()
-            .chunks_exact(WORD)
-            .map(|word| word.try_into().map_or(0, u64::from_ne_bytes));
-        // An event whose CPU went offline is in error and reads as nothing at all.
-        let expected = self.domains.len();
-        if words.next() != Some(expected as u64) || words.len() != expected {
-            return Err(io::Error::other("the counters went away (is their CPU still online?)"));
-        }
-        for (count, word) in counts.iter_mut().zip(words) {
-            *count = word;
-        }
-        Ok(())
-    }
-}
-
-/// Opens a counting event for everything that happens on `cpu`.
-fn open_event(
-    kind: u32,
-    config: [u64; 3],
-    cpu: usize,
-    leader: Option<&File>,
-) -> io::Result<OwnedFd> {
-    let mut attributes = perf_event_attr {
-        type_: kind,
-        size: size_of::<perf_event_attr>() as u32,
-        config: config[0],
-        // Filters (exclude_user and so on) stay off: the PMU counts watts of everybody, and refuses.
-        read_format: PERF_FORMAT_GROUP as u64,
-        ..Default::default()
-    };
-    attributes.__bindgen_anon_3.config1 = config[1];
-    attributes.__bindgen_anon_4.config2 = config[2];
-    let cpu = cpu.try_into().map_err(|_| ErrorKind::InvalidInput)?;
-    let leader = leader.map_or(-1, AsRawFd::as_raw_fd);
-    // SAFETY: `attributes` is a valid perf_event_attr whose `size` is its own, and lives through the
-    // call; the kernel reads it and keeps no pointer to it.
-    let fd =
-        unsafe { perf_event_open(&mut attributes, -1, cpu, leader, PERF_FLAG_FD_CLOEXEC.into()) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just given us this descriptor; nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

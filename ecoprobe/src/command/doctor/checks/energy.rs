@@ -12,6 +12,7 @@ use crate::host::power_pmu;
 use crate::host::powercap;
 use crate::host::topology::Topology;
 use crate::host::{Roots, kernel};
+use crate::meter::awake::{self, AwakeSource};
 use crate::meter::choose::{self, Candidate, CpuEnergyChoice, Facts, Opened};
 use crate::meter::rapl::Unavailable;
 use crate::meter::rapl::overlap::Use;
@@ -53,6 +54,7 @@ pub(super) fn checks(roots: &Roots) -> (Vec<Check>, CpuEnergyKind, bool) {
         (false, true) => Check::new("DRAM", Level::Info, "no counter for it that works").absent(),
         (false, false) => Check::new("DRAM", Level::Info, "no counter").absent(),
     });
+    checks.push(awake_time(&roots.sysfs));
     checks.push(virtualisation(opened.cpu()));
     checks.push(processor(opened.cpu(), opened.topology(), kind));
     (checks, kind, dram)
@@ -143,6 +145,30 @@ fn zones(sysfs: &Path, powercap: &Result<Candidate, Unavailable>) -> Vec<Check> 
         Check::new("powercap zone", Level::Info, detail).absent()
     }));
     checks
+}
+
+/// How long any CPU was awake, which steps up what a package draws.
+fn awake_time(sysfs: &Path) -> Check {
+    const NAME: &str = "awake time";
+    let mut opened = awake::Opened::open(sysfs);
+    opened.prove();
+    let facts = opened.facts();
+    let decision = awake::decide(&facts);
+    let check = match (decision.source, decision.why) {
+        (AwakeSource::PackageStates, _) => {
+            let states = opened.describe().unwrap_or_default();
+            Check::new(NAME, Level::Ok, format!("counted by the packages: {states}"))
+        }
+        (AwakeSource::Accounts, why) => {
+            let why = why.map_or(String::new(), |why| format!(" ({why})"));
+            let detail = format!("estimated from how long each CPU idles{why}");
+            Check::new(NAME, Level::Info, detail)
+        }
+    };
+    match facts.package_states {
+        Some(Unavailable::Denied(_)) => check.mend("run as root, or with CAP_PERFMON"),
+        _ => check,
+    }
 }
 
 fn virtualisation(cpu: &CpuModel) -> Check {
