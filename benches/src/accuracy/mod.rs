@@ -1,8 +1,12 @@
 //! How wrong it can be: joules against power models whose truth is known, CPU time against the
 //! kernel.
 
+pub(crate) mod family;
 mod gpu;
+pub(crate) mod judge;
 mod live;
+mod load;
+mod machine;
 mod rapl;
 pub(crate) mod scenario;
 pub(crate) mod simulate;
@@ -24,7 +28,18 @@ const CHANCE: f64 = 0.05;
 
 const RANDOM_SCENARIOS: u64 = 100;
 
-pub(crate) fn bench(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct Args {
+    /// Only this family of scenarios: a file in `benches/families/`, without `.json`. As often as wanted.
+    #[arg(long, value_name = "NAME")]
+    family: Vec<String>,
+}
+
+pub(crate) fn bench(bench: &Bench, args: &Args, outcome: &mut Outcome) -> Result<()> {
+    if !args.family.is_empty() {
+        judge::families(bench, &args.family, outcome)?;
+        return Ok(());
+    }
     let mut books: f64 = 0.0;
     let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
     for (name, scenario) in load_all(&files)? {
@@ -43,6 +58,7 @@ pub(crate) fn bench(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
         });
     }
     books = books.max(random_scenarios(bench, outcome));
+    books = books.max(judge::families(bench, &[], outcome)?);
     let metric = Metric::exact("books, worst of all scenarios and windows", "", books);
     outcome.metrics.push(metric.with_noise(BOOKS).with_target(Target::below(BOOKS)));
     gpu::joules(bench, outcome)?;
