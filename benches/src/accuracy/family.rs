@@ -194,6 +194,17 @@ struct Group {
     on: Vec<On>,
 }
 
+/// What jobs run on.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    seconds: f64,
+    packages: usize,
+    /// Of each package.
+    cpus: f64,
+    /// Joules in a CPU-second.
+    price: f64,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Shape {
@@ -285,7 +296,9 @@ impl Family {
         let cpus = machine.cpus.number(random).round();
         let price = machine.joules_per_cpu_second.number(random);
         let price = price * (16.0 / cpus.max(8.0)).powf(0.4);
-        let full = cpus * price;
+        let threads_per_core = machine.threads_per_core.count(random);
+        let paired_weight = machine.paired_weight.number(random);
+        let full = cpus * price * if threads_per_core > 1 { paired_weight } else { 1.0 };
         let static_watts = full * machine.static_part.number(random);
         let awake_watts = static_watts * machine.awake_part.number(random);
         let most = static_watts + awake_watts + full;
@@ -312,8 +325,8 @@ impl Family {
             interval,
             packages,
             cpus: Some(cpus),
-            threads_per_core: machine.threads_per_core.count(random),
-            paired_weight: machine.paired_weight.number(random),
+            threads_per_core,
+            paired_weight,
             static_watts,
             awake_watts,
             bend: machine.bend.number(random),
@@ -336,18 +349,11 @@ impl Family {
                 ..Counter::default()
             },
             background: Some(background),
-            jobs: self.jobs(random, seconds, packages, cpus, price),
+            jobs: self.jobs(random, Room { seconds, packages, cpus, price }),
         }
     }
 
-    fn jobs(
-        &self,
-        random: &mut Rng,
-        seconds: f64,
-        packages: usize,
-        cpus: f64,
-        price: f64,
-    ) -> Vec<Job> {
+    fn jobs(&self, random: &mut Rng, room: Room) -> Vec<Job> {
         let counts: Vec<usize> = self
             .jobs
             .iter()
@@ -355,17 +361,15 @@ impl Family {
                 (Some(count), _) => count.count(random),
                 (None, rate) => {
                     let rate = rate.as_ref().map_or(1.0, |rate| rate.number(random));
-                    (seconds * rate).round() as usize
+                    (room.seconds * rate).round() as usize
                 }
             })
             .map(|count| count.max(1))
             .collect();
-        let fair = cpus / counts.iter().sum::<usize>() as f64;
+        let fair = room.cpus / counts.iter().sum::<usize>() as f64;
         let groups = self.jobs.iter().zip(&counts).zip(0..);
         groups
-            .flat_map(|((group, count), stream)| {
-                group.jobs(random, *count, stream, seconds, packages, cpus, fair, price)
-            })
+            .flat_map(|((group, count), stream)| group.jobs(random, *count, stream, room, fair))
             .collect()
     }
 }
@@ -377,64 +381,56 @@ impl Wanders {
 }
 
 impl Group {
-    #[expect(clippy::too_many_arguments, reason = "what a machine is, and its random numbers")]
-    fn jobs(
-        &self,
-        random: &mut Rng,
-        count: usize,
-        stream: u64,
-        seconds: f64,
-        packages: usize,
-        cpus: f64,
-        fair: f64,
-        price: f64,
-    ) -> Vec<Job> {
+    /// So many jobs; each has `fair` CPUs if all have the same.
+    fn jobs(&self, random: &mut Rng, count: usize, stream: u64, room: Room, fair: f64) -> Vec<Job> {
+        let Room { seconds, packages, cpus, price } = room;
         let apart = self.apart.number(random);
         let mut dear: Vec<bool> = (0..count).map(|_| random.bool()).collect();
         if count > 1 && dear.iter().all(|one| *one == dear[0]) {
             dear[0] = !dear[0];
         }
-        // Whoever is not free has the same times.
-        let common = self.mean_seconds.number(random);
-        let job = |number: usize, dear: bool| {
+        // Whoever is not free draws the same times.
+        let mean = self.mean_seconds.number(random);
+        let same = random.clone();
+        let load = |number: usize, level: f64, random: &mut Rng| match self.together {
+            Together::Free => {
+                let mean = self.mean_seconds.number(random);
+                self.shape(random).load(random, level, mean, seconds)
+            }
+            Together::Always => {
+                let same = &mut same.clone();
+                self.shape(same).load(same, level, mean, seconds)
+            }
+            Together::Never => {
+                Load::Turns { cpus: level, turn: number as u64, of: count as u64 + 1, mean }
+            }
+        };
+        let mut jobs = Vec::new();
+        for (number, dear) in dear.into_iter().enumerate() {
             // Threads are whole, where there is room for them.
             let part = fair * self.cpus.number(random);
             let level = if part > 1.0 { part.round() } else { part.max(0.02) }.min(cpus);
-            let mean = match self.together {
-                Together::Free => self.mean_seconds.number(random),
-                Together::Always | Together::Never => common,
-            };
-            let shape = self.shapes[random.usize(..self.shapes.len())];
-            let load = match self.together {
-                Together::Never => {
-                    Load::Turns { cpus: level, turn: number as u64, of: count as u64 + 1, mean }
-                }
-                _ => shape.load(random, level, mean, seconds),
-            };
             let on = if packages > 1 { self.on[random.usize(..self.on.len())] } else { On::All };
-            let here = match on {
-                On::One => vec![random.usize(..packages)],
-                On::All | On::Moves => (0..packages).collect(),
-            };
-            Job {
+            jobs.push(Job {
                 joules_per_cpu_second: price * if dear { apart } else { 1.0 },
-                packages: here,
+                packages: match on {
+                    On::One => vec![random.usize(..packages)],
+                    On::All | On::Moves => (0..packages).collect(),
+                },
                 moves: (on == On::Moves).then_some(3.0 * mean),
-                load,
+                load: load(number, level, random),
                 stream: (self.together != Together::Free).then_some(stream),
                 phases: self.phases.as_ref().map(|phases| {
                     let Wander { part, seconds } = phases.draw(random);
                     Phases { part, seconds }
                 }),
-            }
-        };
-        dear.into_iter()
-            .enumerate()
-            .map({
-                let mut job = job;
-                move |(number, dear)| job(number, dear)
-            })
-            .collect()
+            });
+        }
+        jobs
+    }
+
+    fn shape(&self, random: &mut Rng) -> Shape {
+        self.shapes[random.usize(..self.shapes.len())]
     }
 }
 

@@ -10,7 +10,7 @@ use ecoprobe::door::Report;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::family::{Family, load_all};
+use super::family::{Family, Limits, load_all};
 use super::scenario::Scenario;
 use super::simulate::{Found, simulate};
 use crate::harness::{Bench, Metric, Outcome, Target};
@@ -20,7 +20,7 @@ use crate::statistics::{median, quantile};
 /// Of a job with less of the dynamic energy, nobody asks how wrong it is in percent.
 const LEAST: f64 = 0.005;
 /// Two-sided 95 % of a normal distribution.
-const SIGMAS: f64 = 1.96;
+pub(super) const SIGMAS: f64 = 1.96;
 /// Bars of 95 % may hold the truth this often, percent.
 const COVERED: (f64, f64) = (90.0, 99.0);
 /// Points of share that may be with the wrong owner beyond what CPU time alone puts there.
@@ -59,24 +59,29 @@ struct Bars {
 }
 
 /// What a family came to: a row of the table.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Serialize)]
 struct Row {
     scenarios: usize,
     jobs: usize,
-    median_percent: f64,
-    p95_percent: f64,
-    worst_percent: f64,
-    equal_median_percent: f64,
-    told_median_percent: f64,
-    moved_percent: f64,
-    equal_moved_percent: f64,
-    told_moved_percent: f64,
+    report: Figures,
+    equal: Figures,
+    told: Figures,
     /// Points of share.
     beyond: f64,
     bars: usize,
     covered_percent: Option<f64>,
-    half_width_percent: Option<f64>,
+    half_bar_percent: Option<f64>,
     missed: Vec<String>,
+}
+
+/// Of one way, percent.
+#[derive(Debug, Serialize)]
+struct Figures {
+    median: f64,
+    p95: f64,
+    worst: f64,
+    /// Mean of the scenarios.
+    moved: f64,
 }
 
 /// Runs the families in `benches/families/`, or those of them that are named; the worst books.
@@ -186,14 +191,12 @@ impl Way {
 impl Bars {
     fn of(report: &Report, truth: &[f64]) -> Self {
         let mut bars = Self::default();
-        // The report as others read it.
-        let Ok(Value::Array(workloads)) = serde_json::to_value(&report.workloads) else {
-            return bars;
-        };
         for (place, joules) in that_matter(truth) {
-            let workload = &workloads[place - 1];
-            let (billed, error) = (&workload["energy_j"]["cpu"], &workload["stderr_j"]["cpu"]);
-            let (Some(billed), Some(error)) = (billed.as_f64(), error.as_f64()) else { continue };
+            let workload = &report.workloads[place - 1];
+            let (Some(billed), Some(error)) = (workload.energy_j.cpu, standard_error(workload))
+            else {
+                continue;
+            };
             bars.count += 1;
             bars.covering += usize::from((billed - joules).abs() <= SIGMAS * error);
             bars.widths.push(100.0 * SIGMAS * error / joules);
@@ -202,9 +205,14 @@ impl Bars {
     }
 }
 
-fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
-    let count = values.len() as f64;
-    values.sum::<f64>() / count
+/// Of the joules of a workload's CPU time, as whoever reads the report finds it; `None` while a report
+/// has none.
+pub(super) fn standard_error(workload: &impl Serialize) -> Option<f64> {
+    serde_json::to_value(workload).ok()?["stderr_j"]["cpu"].as_f64()
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
 }
 
 /// How far beyond what is allowed, percent, so few bars show the coverage to be: with 95 % confidence
@@ -219,66 +227,68 @@ fn off_coverage(covering: usize, count: usize) -> f64 {
 }
 
 fn sum_up(name: &str, family: &Family, judged: &[Judged]) -> (Row, Vec<Metric>) {
-    let errors = |way: fn(&Judged) -> &Way| -> Vec<f64> {
-        judged.iter().flat_map(|one| way(one).errors.iter().copied()).collect()
-    };
-    let of_report = errors(|one| &one.report);
     let bars: usize = judged.iter().map(|one| one.bars.count).sum();
     let covering: usize = judged.iter().map(|one| one.bars.covering).sum();
-    let widths: Vec<f64> = judged.iter().flat_map(|one| one.bars.widths.iter().copied()).collect();
-    let moved = |way: fn(&Judged) -> &Way| mean(judged.iter().map(|one| way(one).moved));
-    let mut row = Row {
-        scenarios: judged.len(),
-        jobs: of_report.len(),
-        median_percent: median(&of_report),
-        p95_percent: quantile(&of_report, 0.95),
-        worst_percent: quantile(&of_report, 1.0),
-        equal_median_percent: median(&errors(|one| &one.equal)),
-        told_median_percent: median(&errors(|one| &one.told)),
-        moved_percent: moved(|one| &one.report),
-        equal_moved_percent: moved(|one| &one.equal),
-        told_moved_percent: moved(|one| &one.told),
-        beyond: mean(judged.iter().map(|one| one.report.misplaced - one.equal.misplaced)),
-        bars,
-        covered_percent: (bars > 0).then(|| 100.0 * covering as f64 / bars as f64),
-        half_width_percent: (bars > 0).then(|| median(&widths)),
-        missed: Vec::new(),
-    };
+    let widths: Vec<f64> = judged.iter().flat_map(|one| &one.bars.widths).copied().collect();
+    let beyond = judged.iter().map(|one| one.report.misplaced - one.equal.misplaced);
+    let beyond: Vec<f64> = beyond.collect();
+    let figures = |way: fn(&Judged) -> &Way| Figures::of(judged.iter().map(way));
+    let (report, equal) = (figures(|one| &one.report), figures(|one| &one.equal));
     let metric =
-        |what: &str, unit, value| Metric::exact(format!("{PREFIX}{name}, {what}"), unit, value);
+        |what: &str, unit, value| Metric::exact(format!("{FAMILY}{name}, {what}"), unit, value);
     let limited = |metric: Metric, limit: Option<f64>| match limit {
         Some(limit) => metric.with_target(Target::below(limit)),
         None => metric,
     };
-    let limits = family.limits;
+    let Limits { median_percent, worst_percent } = family.limits;
+    let apart = mean(&beyond);
     let mut metrics = vec![
-        limited(metric("error of a job, median", "%", row.median_percent), limits.median_percent),
-        metric("error of a job, p95", "%", row.p95_percent),
-        limited(metric("error of a job, worst", "%", row.worst_percent), limits.worst_percent),
-        metric("joules with the wrong owner", "%", row.moved_percent),
-        metric("wrong owner, beyond CPU-time shares", "points", row.beyond)
+        limited(metric("error of a job, median", "%", report.median), median_percent),
+        metric("error of a job, p95", "%", report.p95),
+        limited(metric("error of a job, worst", "%", report.worst), worst_percent),
+        metric("joules with the wrong owner", "%", report.moved),
+        metric("wrong owner, beyond CPU-time shares", "points", apart)
             .against_nothing()
             .with_target(Target::below(BEYOND)),
     ];
     if bars > 0 {
-        // Of this, a little is below.
-        let target = Target::below(1e-6);
-        let off = metric(
-            "coverage of the bars, beyond 90 to 99 %",
-            "points",
-            off_coverage(covering, bars),
-        );
-        metrics.push(off.with_target(target));
+        let off = off_coverage(covering, bars);
+        let off = metric("coverage of the bars, beyond 90 to 99 %", "points", off);
+        metrics.push(off.with_target(Target::below(f64::MIN_POSITIVE)));
         metrics.push(metric("half a bar, median", "%", median(&widths)));
     }
     let missed = metrics.iter().filter(|metric| metric.missed_by().is_some());
-    row.missed =
-        missed.map(|metric| metric.name[PREFIX.len() + name.len() + 2..].to_owned()).collect();
+    let missed = missed.map(|metric| metric.name[FAMILY.len() + name.len() + 2..].to_owned());
+    let row = Row {
+        scenarios: judged.len(),
+        jobs: judged.iter().map(|one| one.report.errors.len()).sum(),
+        report,
+        equal,
+        told: figures(|one| &one.told),
+        beyond: apart,
+        bars,
+        covered_percent: (bars > 0).then(|| 100.0 * covering as f64 / bars as f64),
+        half_bar_percent: (bars > 0).then(|| median(&widths)),
+        missed: missed.collect(),
+    };
     (row, metrics)
 }
 
+impl Figures {
+    fn of<'a>(ways: impl Iterator<Item = &'a Way>) -> Self {
+        let ways: Vec<&Way> = ways.collect();
+        let errors: Vec<f64> = ways.iter().flat_map(|way| &way.errors).copied().collect();
+        Self {
+            median: median(&errors),
+            p95: quantile(&errors, 0.95),
+            worst: quantile(&errors, 1.0),
+            moved: mean(&ways.iter().map(|way| way.moved).collect::<Vec<_>>()),
+        }
+    }
+}
+
 /// What the metrics of families begin with.
-pub(crate) const PREFIX: &str = "family ";
+pub(crate) const FAMILY: &str = "family ";
 
 /// The families as a table, if there are any.
 pub(crate) fn rows(outcome: &Outcome) -> Option<String> {
@@ -301,30 +311,33 @@ pub(crate) fn rows(outcome: &Outcome) -> Option<String> {
     ];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     rows.extend(families.iter().map(|(name, row)| {
-        let figure = |name: &str| {
-            row[name].as_f64().map_or_else(|| "–".to_owned(), |value| format!("{value:.1}"))
-        };
         let missed = row["missed"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let [report, equal, told] = ["report", "equal", "told"].map(|way| &row[way]);
         let figures = [
-            "jobs",
-            "median_percent",
-            "p95_percent",
-            "worst_percent",
-            "equal_median_percent",
-            "told_median_percent",
-            "moved_percent",
-            "equal_moved_percent",
-            "told_moved_percent",
-            "beyond",
-            "covered_percent",
-            "half_width_percent",
+            &report["median"],
+            &report["p95"],
+            &report["worst"],
+            &equal["median"],
+            &told["median"],
+            &report["moved"],
+            &equal["moved"],
+            &told["moved"],
+            &row["beyond"],
+            &row["covered_percent"],
+            &row["half_bar_percent"],
         ];
-        let jobs = row["jobs"].to_string();
-        let figures = figures.into_iter().skip(1).map(figure);
+        let figures = figures.map(one_digit);
         let missed = missed.collect::<Vec<_>>().join("; ");
-        [name.clone(), jobs].into_iter().chain(figures).chain([missed]).collect()
+        [name.clone(), row["jobs"].to_string()].into_iter().chain(figures).chain([missed]).collect()
     }));
     Some(format!("{EXPLAINED}{}", table(&rows, 1)))
+}
+
+/// One digit after the point; a dash for what could not be had.
+pub(super) fn one_digit(value: &Value) -> String {
+    // Not "-0.0".
+    let rounded = |value: f64| (value * 10.0).round() / 10.0 + 0.0;
+    value.as_f64().map_or_else(|| "–".to_owned(), |value| format!("{:.1}", rounded(value)))
 }
 
 const EXPLAINED: &str = "\nFamilies. Error of a job, %: of the report; median with CPU-time shares of the report's dynamic energy\n\

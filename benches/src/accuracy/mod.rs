@@ -10,8 +10,9 @@ mod machine;
 mod rapl;
 pub(crate) mod scenario;
 pub(crate) mod simulate;
+pub(crate) mod together;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
@@ -30,15 +31,33 @@ const RANDOM_SCENARIOS: u64 = 100;
 
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct Args {
-    /// Only this family of scenarios: a file in `benches/families/`, without `.json`. As often as wanted.
+    /// Only this family of scenarios: a file in `benches/families/`, without `.json`; or `all` of them,
+    /// and the pairs. As often as wanted.
     #[arg(long, value_name = "NAME")]
     family: Vec<String>,
+    /// Steady powers of workloads alone and in pairs [default: ../shared/facts/solo-and-together.csv,
+    /// beside the checkout].
+    #[arg(long, env = "BENCHMARK_POWERS", value_name = "FILE")]
+    powers: Option<PathBuf>,
+}
+
+impl Args {
+    fn powers(&self) -> PathBuf {
+        let beside = "../../shared/facts/solo-and-together.csv";
+        let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join(beside);
+        self.powers.clone().unwrap_or_else(default)
+    }
 }
 
 pub(crate) fn bench(bench: &Bench, args: &Args, outcome: &mut Outcome) -> Result<()> {
     if !args.family.is_empty() {
-        judge::families(bench, &args.family, outcome)?;
-        return Ok(());
+        let all = args.family.iter().any(|name| name == "all");
+        judge::families(bench, if all { &[] } else { &args.family }, outcome)?;
+        return if all {
+            together::pairs_of_workloads(bench, &args.powers(), outcome)
+        } else {
+            Ok(())
+        };
     }
     let mut books: f64 = 0.0;
     let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
@@ -61,6 +80,7 @@ pub(crate) fn bench(bench: &Bench, args: &Args, outcome: &mut Outcome) -> Result
     books = books.max(judge::families(bench, &[], outcome)?);
     let metric = Metric::exact("books, worst of all scenarios and windows", "", books);
     outcome.metrics.push(metric.with_noise(BOOKS).with_target(Target::below(BOOKS)));
+    together::pairs_of_workloads(bench, &args.powers(), outcome)?;
     gpu::joules(bench, outcome)?;
     live::cpu_time(bench, outcome)?;
     rapl::counter(bench, outcome)

@@ -1,5 +1,6 @@
 //! Scenarios: a machine that is made up, so that the truth about it is known.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
@@ -178,6 +179,16 @@ pub(crate) enum Load {
         of: u64,
         mean: f64,
     },
+}
+
+impl Load {
+    /// Before and after it there is nothing.
+    pub(crate) fn life(&self) -> Range<f64> {
+        match *self {
+            Self::Once { from, to, .. } => from..to,
+            _ => 0.0..f64::INFINITY,
+        }
+    }
 }
 
 impl Scenario {

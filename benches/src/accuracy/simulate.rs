@@ -40,24 +40,33 @@ impl Found {
 
 pub(crate) fn simulate(scenario: &Scenario, seed: u64) -> Found {
     let mut run = Run::open(header(scenario));
-    for number in 0..scenario.jobs.len() {
-        run.apply(&Event::Workload(workload(number)));
-    }
     let mut machine = Machine::new(scenario, seed);
     let mut by_time = ByTime::new(scenario);
     let mut books: f64 = 0.0;
     let mut before = Vec::new();
+    // Who has not begun yet, and who has not ended.
+    let lives = || scenario.jobs.iter().map(|job| job.load.life()).enumerate();
+    let (mut coming, mut going): (Vec<_>, Vec<_>) = (lives().collect(), lives().collect());
     for index in 0..=(scenario.seconds / scenario.interval).round() as u64 {
         let sample = machine.sample(index);
         if index == 0 {
             before.clone_from(&machine.caused);
         }
         by_time.take(&sample);
+        let now = machine.now();
+        let begun = coming.extract_if(.., |(_, life)| life.start <= now);
+        begun.for_each(|(number, _)| run.apply(&Event::Workload(workload(number))));
+        let ended: Vec<_> = going.extract_if(.., |(_, life)| life.end < now).collect();
         run.apply(&Event::Sample(sample));
+        for (number, _) in ended {
+            run.apply(&Event::Ended { id: WorkloadId(number as u64 + 1) });
+        }
         if let Some(window) = run.window() {
             books = books.max(unbalanced(&window.node));
         }
     }
+    // Whoever came too late has a row, too.
+    coming.iter().for_each(|(number, _)| run.apply(&Event::Workload(workload(*number))));
     let report = run.report();
     books = books.max(unbalanced(&report.node));
     let truth: Vec<f64> =
@@ -150,7 +159,7 @@ fn unbalanced(node: &Node) -> f64 {
     (pieces.into_iter().map(|piece| piece.unwrap_or(f64::NAN)).sum::<f64>() / measured - 1.0).abs()
 }
 
-fn header(scenario: &Scenario) -> Header {
+pub(super) fn header(scenario: &Scenario) -> Header {
     let packages: Vec<String> = (0..scenario.packages).map(|p| format!("package-{p}")).collect();
     let domain = |(package, name): (usize, &String)| Domain {
         name: name.clone(),
@@ -190,7 +199,7 @@ fn header(scenario: &Scenario) -> Header {
     }
 }
 
-fn workload(number: usize) -> Workload {
+pub(super) fn workload(number: usize) -> Workload {
     Workload {
         id: WorkloadId(number as u64 + 1),
         name: format!("job-{number}"),
