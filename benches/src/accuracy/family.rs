@@ -1,7 +1,7 @@
 //! Families of scenarios: ranges from which a seed draws a machine and its jobs. The files in
 //! `benches/families/`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use fastrand::Rng;
@@ -256,14 +256,23 @@ fn anywhere() -> Vec<On> {
     vec![On::One, On::All, On::Moves]
 }
 
-/// All families of a directory, by name.
-pub(crate) fn load_all(directory: &Path) -> Result<Vec<(String, Family)>> {
+fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("families")
+}
+
+/// The names of the files, without `.json`.
+pub(crate) fn names() -> Result<Vec<String>> {
+    Ok(files(&directory())?.into_iter().map(|(name, _)| name.replace(' ', "-")).collect())
+}
+
+/// All families, by name.
+pub(crate) fn load_all() -> Result<Vec<(String, Family)>> {
     let load = |path: &Path| -> Result<Family> {
         let family: Family = serde_json::from_str(&std::fs::read_to_string(path)?)?;
         family.check()?;
         Ok(family)
     };
-    files(directory)?
+    files(&directory())?
         .into_iter()
         .map(|(name, path)| Ok((name, load(&path).with_context(|| path.display().to_string())?)))
         .collect()
@@ -462,7 +471,7 @@ pub(super) mod tests {
     use super::*;
 
     pub(crate) fn all() -> Vec<(String, Family)> {
-        load_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("families")).unwrap()
+        load_all().unwrap()
     }
 
     #[test]

@@ -1,11 +1,10 @@
 //! Families of scenarios, judged: how wrong the joules of jobs are beside two simpler ways to share
 //! them, and how often the bars hold the truth.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{available_parallelism, scope};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use ecoprobe::door::Report;
 use serde::Serialize;
 use serde_json::Value;
@@ -86,12 +85,8 @@ struct Figures {
 
 /// Runs the families in `benches/families/`, or those of them that are named; the worst books.
 pub(super) fn families(bench: &Bench, only: &[String], outcome: &mut Outcome) -> Result<f64> {
-    let mut families = load_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("families"))?;
-    for name in only {
-        let known = families.iter().any(|(family, _)| family == &spaced(name));
-        ensure!(known, "no file {name}.json in benches/families");
-    }
-    families.retain(|(name, _)| only.is_empty() || only.iter().any(|one| &spaced(one) == name));
+    let mut families = load_all()?;
+    families.retain(|(name, _)| only.is_empty() || only.contains(&name.replace(' ', "-")));
     let mut books: f64 = 0.0;
     let mut rows = serde_json::Map::new();
     for (name, family) in families {
@@ -106,10 +101,6 @@ pub(super) fn families(bench: &Bench, only: &[String], outcome: &mut Outcome) ->
     }
     outcome.data.insert("families".to_owned(), rows.into());
     Ok(books)
-}
-
-fn spaced(name: &str) -> String {
-    name.trim_end_matches(".json").replace('-', " ")
 }
 
 /// Each family has machines of its own.

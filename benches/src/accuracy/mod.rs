@@ -33,12 +33,20 @@ const RANDOM_SCENARIOS: u64 = 100;
 pub(crate) struct Args {
     /// Only this family of scenarios: a file in `benches/families/`, without `.json`; or `all` of them,
     /// and the pairs. As often as wanted.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = parse_family)]
     family: Vec<String>,
     /// Steady powers of workloads alone and in pairs [default: ../shared/facts/solo-and-together.csv,
     /// beside the checkout].
     #[arg(long, env = "BENCHMARK_POWERS", value_name = "FILE")]
     powers: Option<PathBuf>,
+}
+
+fn parse_family(name: &str) -> Result<String, String> {
+    let known = family::names().map_err(|error| format!("{error:#}"))?;
+    if name == "all" || known.iter().any(|one| one == name) {
+        return Ok(name.to_owned());
+    }
+    Err(format!("there are all, {}", known.join(", ")))
 }
 
 impl Args {

@@ -212,6 +212,7 @@ pub(super) fn workload(number: usize) -> Workload {
 
 #[cfg(test)]
 mod tests {
+    use super::super::family;
     use super::super::scenario::{Job, Load, random};
     use super::*;
 
@@ -235,13 +236,23 @@ mod tests {
     }
 
     #[test]
-    fn shares_by_time_are_what_the_report_has_with_one_price() {
+    fn with_one_price_shares_by_time_are_the_truth() {
         let scenario = Scenario { noise_watts: 0.0, ..random(9) };
         let found = simulate(&scenario, 1);
         let bills = found.by_time.bills(|_| scenario.static_watts);
-        for (bill, workload) in bills[1..].iter().zip(&found.report.workloads) {
-            let billed = workload.energy_j.cpu.unwrap();
-            assert!((bill / billed - 1.0).abs() < 0.02, "{bill} {billed}");
+        for (bill, truth) in bills.iter().zip(&found.truth) {
+            assert!((bill / truth - 1.0).abs() < 0.02, "{bill} {truth}");
+        }
+    }
+
+    #[test]
+    fn books_close_in_every_family() {
+        for (name, family) in family::tests::all() {
+            let scenario = family.scenario(1);
+            let scenario = Scenario { seconds: scenario.seconds.min(20.0), ..scenario };
+            let found = simulate(&scenario, 1);
+            assert!(found.books < 1e-9, "{name}: {}", found.books);
+            assert_eq!(found.report.workloads.len(), scenario.jobs.len(), "{name}");
         }
     }
 
