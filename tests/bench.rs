@@ -41,6 +41,22 @@ fn settings_that_make_no_sense_are_wrong_usage() {
     }
 }
 
+#[test]
+fn a_family_can_be_judged_alone_and_one_that_is_none_is_wrong_usage() {
+    let directory = tempfile::tempdir().unwrap();
+    let judge = |family: &str| {
+        let mut command = suite(directory.path());
+        command.args(["accuracy", "--format", "json", "--family", family]).output().unwrap()
+    };
+    let output = judge("../scenarios/constant");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("smt-knee"), "{}", text(&output.stderr));
+    let outcome = &document(&judge("capped"))["outcomes"][0];
+    let row = &outcome["data"]["families"]["capped"];
+    assert!(row["jobs"].as_u64() > Some(8) && row["told"]["moved"].as_f64() < Some(5.0), "{row}");
+    assert_eq!(outcome["data"]["families"].as_object().unwrap().len(), 1);
+}
+
 /// An `ecoprobe` that fails at once, as without root.
 #[test]
 fn what_cannot_be_measured_is_named_and_misses_no_target() {

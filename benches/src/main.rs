@@ -108,7 +108,7 @@ enum Category {
     /// How cost grows with cgroups, samples, GPUs and context switches; a plot of each.
     Scalability,
     /// How wrong it can be: joules against known power models, CPU time against the kernel.
-    Accuracy,
+    Accuracy(accuracy::Args),
     /// Nanoseconds per context switch: our probe, an empty program, a clock reader.
     Probe(probe::Args),
     /// Every category.
@@ -128,7 +128,7 @@ impl Category {
             Self::Latency => "latency",
             Self::Memory => "memory",
             Self::Scalability => "scalability",
-            Self::Accuracy => "accuracy",
+            Self::Accuracy(_) => "accuracy",
             Self::Probe(_) => "probe",
             Self::All => "all",
         }
@@ -245,6 +245,10 @@ fn measure(name: &str, cli: &Cli, bench: &Bench) -> Outcome {
         Some(Category::Probe(given)) => *given,
         _ => probe::Args::default(),
     };
+    let accuracy_args = match &cli.category {
+        Some(Category::Accuracy(given)) => given.clone(),
+        _ => accuracy::Args::default(),
+    };
     let start = Instant::now();
     let mut outcome = Outcome { category: name.to_owned(), ..Outcome::default() };
     let done = match name {
@@ -252,7 +256,7 @@ fn measure(name: &str, cli: &Cli, bench: &Bench) -> Outcome {
         "overhead" => overhead::bench(bench, &mut outcome),
         "scalability" => scalability::bench(bench, &mut outcome),
         "memory" => memory::bench(bench, &mut outcome),
-        "accuracy" => accuracy::bench(bench, &mut outcome),
+        "accuracy" => accuracy::bench(bench, &accuracy_args, &mut outcome),
         _ => probe::bench(bench, probe_args, &mut outcome),
     };
     interrupt::stop_if_interrupted();

@@ -1,5 +1,6 @@
 //! What a person reads at the end.
 
+use crate::accuracy::{judge, together};
 use crate::harness::{Metric, Outcome, Target};
 use crate::results::{Results, Verdict, compare, describe, significant, table};
 
@@ -17,9 +18,15 @@ pub(crate) fn tables(results: &Results) -> String {
     );
     let head = ["", "value", "95 % interval", "noise floor", "target", ""];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
-    rows.extend(results.metrics().map(|(outcome, metric)| row(outcome, metric)));
+    // Some have a table of their own.
+    let elsewhere =
+        |name: &str| [judge::FAMILY, together::PAIR].iter().any(|one| name.starts_with(one));
+    let metrics = results.metrics().filter(|(_, metric)| !elsewhere(&metric.name));
+    rows.extend(metrics.map(|(outcome, metric)| row(outcome, metric)));
     text.push_str(&table(&rows, 1));
     for outcome in &results.outcomes {
+        text.push_str(&judge::rows(outcome).unwrap_or_default());
+        text.push_str(&together::rows(outcome).unwrap_or_default());
         for skipped in &outcome.skipped {
             text.push_str(&format!(
                 "skipped, {}: {}: {}\n",

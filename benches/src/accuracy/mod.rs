@@ -1,13 +1,18 @@
 //! How wrong it can be: joules against power models whose truth is known, CPU time against the
 //! kernel.
 
+pub(crate) mod family;
 mod gpu;
+pub(crate) mod judge;
 mod live;
+mod load;
+mod machine;
 mod rapl;
 pub(crate) mod scenario;
 pub(crate) mod simulate;
+pub(crate) mod together;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
@@ -24,7 +29,44 @@ const CHANCE: f64 = 0.05;
 
 const RANDOM_SCENARIOS: u64 = 100;
 
-pub(crate) fn bench(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct Args {
+    /// Only this family of scenarios: a file in `benches/families/`, without `.json`; or `all` of them,
+    /// and the pairs. As often as wanted.
+    #[arg(long, value_name = "NAME", value_parser = parse_family)]
+    family: Vec<String>,
+    /// Steady powers of workloads alone and in pairs [default: ../shared/facts/solo-and-together.csv,
+    /// beside the checkout].
+    #[arg(long, env = "BENCHMARK_POWERS", value_name = "FILE")]
+    powers: Option<PathBuf>,
+}
+
+fn parse_family(name: &str) -> Result<String, String> {
+    let known = family::names().map_err(|error| format!("{error:#}"))?;
+    if name == "all" || known.iter().any(|one| one == name) {
+        return Ok(name.to_owned());
+    }
+    Err(format!("there are all, {}", known.join(", ")))
+}
+
+impl Args {
+    fn powers(&self) -> PathBuf {
+        let beside = "../../shared/facts/solo-and-together.csv";
+        let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join(beside);
+        self.powers.clone().unwrap_or_else(default)
+    }
+}
+
+pub(crate) fn bench(bench: &Bench, args: &Args, outcome: &mut Outcome) -> Result<()> {
+    if !args.family.is_empty() {
+        let all = args.family.iter().any(|name| name == "all");
+        judge::families(bench, if all { &[] } else { &args.family }, outcome)?;
+        return if all {
+            together::pairs_of_workloads(bench, &args.powers(), outcome)
+        } else {
+            Ok(())
+        };
+    }
     let mut books: f64 = 0.0;
     let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
     for (name, scenario) in load_all(&files)? {
@@ -43,8 +85,10 @@ pub(crate) fn bench(bench: &Bench, outcome: &mut Outcome) -> Result<()> {
         });
     }
     books = books.max(random_scenarios(bench, outcome));
+    books = books.max(judge::families(bench, &[], outcome)?);
     let metric = Metric::exact("books, worst of all scenarios and windows", "", books);
     outcome.metrics.push(metric.with_noise(BOOKS).with_target(Target::below(BOOKS)));
+    together::pairs_of_workloads(bench, &args.powers(), outcome)?;
     gpu::joules(bench, outcome)?;
     live::cpu_time(bench, outcome)?;
     rapl::counter(bench, outcome)

@@ -1,5 +1,6 @@
 //! Scenarios: a machine that is made up, so that the truth about it is known.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
@@ -19,11 +20,43 @@ pub(crate) struct Scenario {
     pub interval: f64,
     #[serde(default = "one")]
     pub packages: usize,
-    /// Of each package.
+    /// Logical CPUs of each package; without it, as many as are asked for.
+    #[serde(default)]
+    pub cpus: Option<f64>,
+    #[serde(default = "one")]
+    pub threads_per_core: usize,
+    /// What a CPU-second beside a busy sibling draws, of one on a core of its own.
+    #[serde(default = "whole")]
+    pub paired_weight: f64,
+    /// Of each package, with every CPU of the machine asleep.
     pub static_watts: f64,
+    /// What each package draws on top while any CPU of the machine is awake.
+    #[serde(default)]
+    pub awake_watts: f64,
+    /// How much more a CPU-second draws with all CPUs busy than with one: −0.3 is 30 % less. Needs
+    /// `cpus`.
+    #[serde(default)]
+    pub bend: f64,
+    /// A package draws no more than this.
+    #[serde(default)]
+    pub cap_watts: Option<f64>,
+    /// A warm package draws this part of its mean dynamic power of the last half minute on top.
+    #[serde(default)]
+    pub warm_up: f64,
+    /// How the dynamic power of a package wanders at the same load.
+    #[serde(default)]
+    pub common: Wander,
+    /// How what one job draws in a CPU-second wanders.
+    #[serde(default)]
+    pub own: Wander,
+    /// For this part of each `asleep_period` nothing runs.
+    #[serde(default)]
+    pub asleep: f64,
+    #[serde(default = "long")]
+    pub asleep_period: f64,
     /// Whether the session is told the static power.
     pub static_known: bool,
-    /// Uniform noise on each package's power, to each side; drawn anew every millisecond.
+    /// Noise on each package's power, as if uniform to each side and drawn anew every millisecond.
     #[serde(default)]
     pub noise_watts: f64,
     /// Samples are up to this part of an interval late.
@@ -46,6 +79,10 @@ pub(crate) struct Counter {
     pub start: u64,
     pub refresh_ms: f64,
     pub max_watts: f64,
+    /// It is read so long after CPU time was; the sample says so.
+    pub after_ms: f64,
+    /// It shows what was drawn so long ago; nobody says so.
+    pub lag_ms: f64,
 }
 
 impl Default for Counter {
@@ -57,8 +94,19 @@ impl Default for Counter {
             start: 0,
             refresh_ms: 1.0,
             max_watts: 500.0,
+            after_ms: 0.05,
+            lag_ms: 0.0,
         }
     }
+}
+
+/// A random walk that is pulled back, relative: its standard deviation, and the seconds in which it
+/// forgets.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Wander {
+    pub part: f64,
+    pub seconds: f64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -68,10 +116,27 @@ pub(crate) struct Job {
     /// Where it runs, the same on each; without it, on package 0.
     #[serde(default = "first")]
     pub packages: Vec<usize>,
+    /// It runs on one of its packages at a time, for this many seconds on average.
+    #[serde(default)]
+    pub moves: Option<f64>,
     pub load: Load,
+    /// Jobs with the same number draw the same random times.
+    #[serde(default)]
+    pub stream: Option<u64>,
+    #[serde(default)]
+    pub phases: Option<Phases>,
 }
 
-/// Busy CPUs over time, on each package.
+/// What a job draws in a CPU-second is another in each phase: up to `part` more or less.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Phases {
+    pub part: f64,
+    /// Mean length.
+    pub seconds: f64,
+}
+
+/// Busy CPUs over time, on each package. Mean times are those of exponential distributions.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(tag = "shape", rename_all = "lowercase", deny_unknown_fields)]
 pub(crate) enum Load {
@@ -95,20 +160,79 @@ pub(crate) enum Load {
         from: f64,
         to: f64,
     },
+    /// Busy and not, for random times.
+    OnOff {
+        cpus: f64,
+        mean_busy: f64,
+        mean_idle: f64,
+    },
+    /// Another number of CPUs each time.
+    Levels {
+        low: f64,
+        high: f64,
+        mean: f64,
+    },
+    /// Busy in every turn whose number is `turn` modulo `of`: with a common stream, never together.
+    Turns {
+        cpus: f64,
+        turn: u64,
+        of: u64,
+        mean: f64,
+    },
 }
 
 impl Load {
-    pub(crate) fn cpus(&self, time: f64) -> f64 {
+    /// Before and after it there is nothing.
+    pub(crate) fn life(&self) -> Range<f64> {
         match *self {
-            Self::Constant { cpus } => cpus,
-            Self::Bursts { cpus, busy, period } if time % period < busy => cpus,
-            Self::Sine { mean, swing, period } => {
-                mean + swing * (time * std::f64::consts::TAU / period).sin()
-            }
-            Self::Once { cpus, from, to } if (from..to).contains(&time) => cpus,
-            Self::Bursts { .. } | Self::Once { .. } => 0.0,
+            Self::Once { from, to, .. } => from..to,
+            _ => 0.0..f64::INFINITY,
         }
     }
+}
+
+impl Scenario {
+    /// A machine on which nothing runs, every watt of it known.
+    pub(crate) fn quiet() -> Self {
+        Self {
+            description: String::new(),
+            limit_percent: None,
+            seconds: 20.0,
+            interval: 1.0,
+            packages: 1,
+            cpus: None,
+            threads_per_core: 1,
+            paired_weight: 1.0,
+            static_watts: 20.0,
+            awake_watts: 0.0,
+            bend: 0.0,
+            cap_watts: None,
+            warm_up: 0.0,
+            common: Wander::default(),
+            own: Wander::default(),
+            asleep: 0.0,
+            asleep_period: long(),
+            static_known: true,
+            noise_watts: 0.0,
+            late: a_little(),
+            counter: Counter::default(),
+            background: None,
+            jobs: Vec::new(),
+        }
+    }
+
+    /// The grid of what changes all the time, seconds.
+    pub(crate) fn step(&self) -> f64 {
+        (self.interval / 25.0).clamp(5e-5, 2e-2)
+    }
+}
+
+fn whole() -> f64 {
+    1.0
+}
+
+fn long() -> f64 {
+    10.0
 }
 
 fn one() -> usize {
@@ -168,6 +292,9 @@ pub(crate) fn random(seed: u64) -> Scenario {
     };
     let job = |random: &mut Rng| Job {
         joules_per_cpu_second,
+        moves: None,
+        stream: None,
+        phases: None,
         packages: {
             let mut on: Vec<usize> = (0..packages).filter(|_| random.bool()).collect();
             if on.is_empty() {
@@ -177,23 +304,22 @@ pub(crate) fn random(seed: u64) -> Scenario {
         },
         load: load(random),
     };
+    let background = Job {
+        load: Load::Constant { cpus: between(&mut random, 0.01, 0.2) },
+        packages: (0..packages).collect(),
+        ..job(&mut random)
+    };
     Scenario {
         description: format!("random scenario {seed}"),
-        limit_percent: None,
-        seconds: 20.0,
         interval: if random.bool() { 1.0 } else { 0.1 },
         packages,
         static_watts: between(&mut random, 5.0, 80.0),
-        static_known: true,
         noise_watts: between(&mut random, 0.0, 3.0),
         late: between(&mut random, 0.0, 0.2),
         counter: Counter { start: random.u64(..1 << 32), ..Counter::default() },
-        background: Some(Job {
-            load: Load::Constant { cpus: between(&mut random, 0.01, 0.2) },
-            packages: (0..packages).collect(),
-            joules_per_cpu_second,
-        }),
+        background: Some(background),
         jobs: (0..random.usize(1..=6)).map(|_| job(&mut random)).collect(),
+        ..Scenario::quiet()
     }
 }
 

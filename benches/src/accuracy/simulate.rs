@@ -1,8 +1,4 @@
 //! Runs a scenario through the books, in simulated time.
-//!
-//! The readings are as imperfect as real ones: counters move once in a refresh, in whole counts, and
-//! wrap; they are read a moment after CPU time; the running part of CPU time is known to 0.3 ms;
-//! samples are late.
 
 use std::collections::BTreeMap;
 
@@ -14,17 +10,10 @@ use ecoprobe::event::sources::{
     CpuEnergyKind, CpuEnergySource, CpuTimeSource, GpuEnergySource, Host, Sources, StaticPowerKind,
     StaticPowerSource,
 };
-use ecoprobe::event::{
-    CpuTimes, Domain, Event, Header, PackageTime, Reading, Sample, Workload, WorkloadKind,
-};
-use fastrand::Rng;
+use ecoprobe::event::{Domain, Event, Header, Sample, Workload, WorkloadKind};
 
-use super::scenario::{Job, Scenario};
-
-const STEP_NS: u64 = 50_000;
-const STEP: f64 = STEP_NS as f64 * 1e-9;
-/// How well the running part of a task is known, nanoseconds.
-const RUNNING_NS: f64 = 3e5;
+use super::machine::Machine;
+use super::scenario::Scenario;
 
 /// What a scenario came to.
 #[derive(Debug)]
@@ -36,6 +25,10 @@ pub(crate) struct Found {
     pub books: f64,
     /// The session could tell the static power, or was told.
     pub static_known: bool,
+    pub report: Report,
+    /// Dynamic joules that everybody else and each job caused between the first and the last sample.
+    pub truth: Vec<f64>,
+    pub by_time: ByTime,
 }
 
 impl Found {
@@ -47,23 +40,105 @@ impl Found {
 
 pub(crate) fn simulate(scenario: &Scenario, seed: u64) -> Found {
     let mut run = Run::open(header(scenario));
-    for number in 0..scenario.jobs.len() {
-        run.apply(&Event::Workload(workload(number)));
-    }
     let mut machine = Machine::new(scenario, seed);
+    let mut by_time = ByTime::new(scenario);
     let mut books: f64 = 0.0;
+    let mut before = Vec::new();
+    // Who has not begun yet, and who has not ended.
+    let lives = || scenario.jobs.iter().map(|job| job.load.life()).enumerate();
+    let (mut coming, mut going): (Vec<_>, Vec<_>) = (lives().collect(), lives().collect());
     for index in 0..=(scenario.seconds / scenario.interval).round() as u64 {
-        run.apply(&Event::Sample(machine.sample(index)));
+        let sample = machine.sample(index);
+        if index == 0 {
+            before.clone_from(&machine.caused);
+        }
+        by_time.take(&sample);
+        let now = machine.now();
+        let begun = coming.extract_if(.., |(_, life)| life.start <= now);
+        begun.for_each(|(number, _)| run.apply(&Event::Workload(workload(number))));
+        let ended: Vec<_> = going.extract_if(.., |(_, life)| life.end < now).collect();
+        run.apply(&Event::Sample(sample));
+        for (number, _) in ended {
+            run.apply(&Event::Ended { id: WorkloadId(number as u64 + 1) });
+        }
         if let Some(window) = run.window() {
             books = books.max(unbalanced(&window.node));
         }
     }
+    // Whoever came too late has a row, too.
+    coming.iter().for_each(|(number, _)| run.apply(&Event::Workload(workload(*number))));
     let report = run.report();
     books = books.max(unbalanced(&report.node));
+    let truth: Vec<f64> =
+        machine.caused.iter().zip(&before).map(|(after, before)| after - before).collect();
     Found {
-        errors: errors(&report, &machine.job_joules),
+        errors: errors(&report, &truth[1..]),
         books,
         static_known: report.sources.static_power.kind != StaticPowerKind::None,
+        report,
+        truth,
+        by_time,
+    }
+}
+
+/// The bills of whoever shares each window by CPU time alone, for any static power.
+#[derive(Debug)]
+pub(crate) struct ByTime {
+    joules_per_count: f64,
+    range: u64,
+    last: Option<Sample>,
+    /// By package and, first everybody else, by job: CPU time at the last sample, nanoseconds; its
+    /// parts of the energy; and of the time.
+    packages: Vec<[Vec<f64>; 3]>,
+}
+
+impl ByTime {
+    fn new(scenario: &Scenario) -> Self {
+        let places = vec![0.0; 1 + scenario.jobs.len()];
+        Self {
+            joules_per_count: scenario.counter.joules_per_count,
+            range: scenario.counter.range,
+            last: None,
+            packages: vec![[places.clone(), places.clone(), places]; scenario.packages],
+        }
+    }
+
+    fn take(&mut self, sample: &Sample) {
+        for (number, [times, energies, seconds]) in self.packages.iter_mut().enumerate() {
+            let time = &sample.cpu.packages[number];
+            let mut gained = vec![0.0; times.len()];
+            let workloads = time.workloads.iter().map(|(id, ns)| (id.0 as usize, *ns));
+            for (place, ns) in std::iter::once((0, time.other)).chain(workloads) {
+                gained[place] = ns as f64 - times[place];
+                times[place] = ns as f64;
+            }
+            let sum: f64 = gained.iter().sum();
+            let before = self.last.as_ref().and_then(|last| last.energy[number]);
+            let (Some(before), Some(now)) = (before, sample.energy[number]) else { continue };
+            if sum <= 0.0 {
+                continue;
+            }
+            let counts = (now.count + self.range - before.count) % self.range;
+            let joules = counts as f64 * self.joules_per_count;
+            let length = (now.mono_ns - before.mono_ns) as f64 * 1e-9;
+            for (place, gained) in gained.iter().enumerate() {
+                energies[place] += joules * gained / sum;
+                seconds[place] += length * gained / sum;
+            }
+        }
+        self.last = Some(sample.clone());
+    }
+
+    /// Joules of everybody else and of each job, with so many static watts in each package.
+    pub(crate) fn bills(&self, static_watts: impl Fn(usize) -> f64) -> Vec<f64> {
+        let mut bills = vec![0.0; self.packages[0][0].len()];
+        for (number, [_, energies, seconds]) in self.packages.iter().enumerate() {
+            let watts = static_watts(number);
+            for ((bill, joules), seconds) in bills.iter_mut().zip(energies).zip(seconds) {
+                *bill += joules - watts * seconds;
+            }
+        }
+        bills
     }
 }
 
@@ -84,102 +159,7 @@ fn unbalanced(node: &Node) -> f64 {
     (pieces.into_iter().map(|piece| piece.unwrap_or(f64::NAN)).sum::<f64>() / measured - 1.0).abs()
 }
 
-struct Machine<'a> {
-    scenario: &'a Scenario,
-    random: Rng,
-    step: u64,
-    noise: Vec<f64>,
-    /// By package: drawn so far, and what the counter shows of it.
-    joules: Vec<f64>,
-    shown: Vec<f64>,
-    /// By package: of everybody else, and of each job.
-    cpu_ns: Vec<Vec<f64>>,
-    /// The truth.
-    job_joules: Vec<f64>,
-}
-
-impl<'a> Machine<'a> {
-    fn new(scenario: &'a Scenario, seed: u64) -> Self {
-        let (packages, jobs) = (scenario.packages, scenario.jobs.len());
-        Self {
-            scenario,
-            random: Rng::with_seed(seed),
-            step: 0,
-            noise: vec![0.0; packages],
-            joules: vec![0.0; packages],
-            shown: vec![0.0; packages],
-            cpu_ns: vec![vec![0.0; 1 + jobs]; packages],
-            job_joules: vec![0.0; jobs],
-        }
-    }
-
-    /// Sample number `index`, at its time or a little later.
-    fn sample(&mut self, index: u64) -> Sample {
-        let late = if index == 0 { 0.0 } else { self.random.f64() * self.scenario.late };
-        let at = (index as f64 + late) * self.scenario.interval;
-        while (self.step as f64) * STEP < at {
-            self.advance();
-        }
-        let mono_ns = (1 << 40) + self.step * STEP_NS;
-        let random = &mut self.random;
-        let mut read = |ns: f64| if ns > 0.0 { (ns + random.f64() * RUNNING_NS) as u64 } else { 0 };
-        let packages = self.cpu_ns.iter().map(|row| PackageTime {
-            idle: 0,
-            other: read(row[0]),
-            workloads: row[1..]
-                .iter()
-                .zip(1..)
-                .map(|(ns, id)| (WorkloadId(id), read(*ns)))
-                .collect(),
-            ..PackageTime::default()
-        });
-        let cpu = CpuTimes { packages: packages.collect(), unplaced: PackageTime::default() };
-        self.advance();
-        let counter = &self.scenario.counter;
-        let energy = self.shown.iter().map(|joules| {
-            let counts = (joules / counter.joules_per_count) as u64;
-            let count = counter.start.wrapping_add(counts) % counter.range;
-            Some(Reading { mono_ns: mono_ns + STEP_NS, count })
-        });
-        Sample { mono_ns, ends_window: true, cpu, energy: energy.collect(), ..Sample::default() }
-    }
-
-    fn advance(&mut self) {
-        let scenario = self.scenario;
-        let time = self.step as f64 * STEP;
-        let every = |ms: f64| self.step.is_multiple_of(((ms * 1e-3 / STEP) as u64).max(1));
-        let (refresh, redraw) = (every(scenario.counter.refresh_ms), every(1.0));
-        for package in 0..scenario.packages {
-            if redraw {
-                self.noise[package] = (self.random.f64() * 2.0 - 1.0) * scenario.noise_watts;
-            }
-            self.joules[package] += (scenario.static_watts + self.noise[package]) * STEP;
-        }
-        if let Some(background) = &scenario.background {
-            self.run(background, 0, time);
-        }
-        for (number, job) in scenario.jobs.iter().enumerate() {
-            self.job_joules[number] += self.run(job, 1 + number, time);
-        }
-        if refresh {
-            self.shown.copy_from_slice(&self.joules);
-        }
-        self.step += 1;
-    }
-
-    /// One job for one step; the joules that it caused.
-    fn run(&mut self, job: &Job, place: usize, time: f64) -> f64 {
-        let cpus = job.load.cpus(time);
-        let joules = job.joules_per_cpu_second * cpus * STEP;
-        for &package in &job.packages {
-            self.cpu_ns[package][place] += cpus * STEP_NS as f64;
-            self.joules[package] += joules;
-        }
-        joules * job.packages.len() as f64
-    }
-}
-
-fn header(scenario: &Scenario) -> Header {
+pub(super) fn header(scenario: &Scenario) -> Header {
     let packages: Vec<String> = (0..scenario.packages).map(|p| format!("package-{p}")).collect();
     let domain = |(package, name): (usize, &String)| Domain {
         name: name.clone(),
@@ -196,7 +176,7 @@ fn header(scenario: &Scenario) -> Header {
         host: Host {
             name: "simulated".into(),
             kernel: "0".into(),
-            cpus: 0,
+            cpus: scenario.cpus.map_or(0, |cpus| cpus as usize * scenario.packages),
             packages: packages.len(),
         },
         cpu: None,
@@ -219,7 +199,7 @@ fn header(scenario: &Scenario) -> Header {
     }
 }
 
-fn workload(number: usize) -> Workload {
+pub(super) fn workload(number: usize) -> Workload {
     Workload {
         id: WorkloadId(number as u64 + 1),
         name: format!("job-{number}"),
@@ -232,32 +212,54 @@ fn workload(number: usize) -> Workload {
 
 #[cfg(test)]
 mod tests {
-    use super::super::scenario::{Load, random};
+    use super::super::family;
+    use super::super::scenario::{Job, Load, random};
     use super::*;
 
     #[test]
     fn a_job_alone_is_billed_what_it_draws() {
-        let mut scenario = random(3);
-        (scenario.packages, scenario.noise_watts, scenario.background) = (1, 0.0, None);
         let load = Load::Constant { cpus: 2.0 };
-        scenario.jobs = vec![Job { joules_per_cpu_second: 10.0, packages: vec![0], load }];
+        let mut scenario = random(3);
+        let job = Job { joules_per_cpu_second: 10.0, packages: vec![0], load, ..scenario.jobs[0] };
+        (scenario.packages, scenario.noise_watts, scenario.background) = (1, 0.0, None);
+        scenario.jobs = vec![job];
         let found = simulate(&scenario, 1);
         assert!(found.worst_percent() < 0.2, "{found:?}");
         assert!(found.books < 1e-9, "{found:?}");
         // A session that is told a wrong figure is wrong: the truth does not come from it.
-        scenario.static_watts += 10.0;
-        let header_lies = Scenario { static_watts: 1.0, ..scenario.clone() };
-        let mut run = Run::open(header(&header_lies));
+        let mut run = Run::open(header(&Scenario { static_watts: 1.0, ..scenario.clone() }));
         run.apply(&Event::Workload(workload(0)));
         let mut machine = Machine::new(&scenario, 1);
         (0..=20).for_each(|index| run.apply(&Event::Sample(machine.sample(index))));
         let report = run.report();
-        assert!(errors(&report, &machine.job_joules)[0] > 0.1);
+        assert!(errors(&report, &machine.caused[1..])[0] > 0.1);
+    }
+
+    #[test]
+    fn with_one_price_shares_by_time_are_the_truth() {
+        let scenario = Scenario { noise_watts: 0.0, ..random(9) };
+        let found = simulate(&scenario, 1);
+        let bills = found.by_time.bills(|_| scenario.static_watts);
+        for (bill, truth) in bills.iter().zip(&found.truth) {
+            assert!((bill / truth - 1.0).abs() < 0.02, "{bill} {truth}");
+        }
+    }
+
+    #[test]
+    fn books_close_in_every_family() {
+        for (name, family) in family::tests::all() {
+            let scenario = family.scenario(1);
+            let scenario = Scenario { seconds: scenario.seconds.min(20.0), ..scenario };
+            let found = simulate(&scenario, 1);
+            assert!(found.books < 1e-9, "{name}: {}", found.books);
+            assert_eq!(found.report.workloads.len(), scenario.jobs.len(), "{name}");
+        }
     }
 
     #[test]
     fn the_same_seed_gives_the_same_error() {
         let scenario = random(5);
         assert_eq!(simulate(&scenario, 1).errors, simulate(&scenario, 1).errors);
+        assert_ne!(simulate(&scenario, 1).errors, simulate(&scenario, 2).errors);
     }
 }
