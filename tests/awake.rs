@@ -157,6 +157,7 @@ fn the_machine_is_awake_for_as_long_as_the_kernel_says() {
         btf: Path::new("/sys/kernel/btf/vmlinux"),
         package_of_cpu: vec![Some(0); cpus],
         packages: 1,
+        sibling_of_cpu: Vec::new(),
         v1_controller: None,
         hierarchy_id: 0,
         max_workloads: 64,

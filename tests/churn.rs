@@ -228,6 +228,7 @@ fn nothing_is_lost_or_given_back() {
         btf: Path::new("/sys/kernel/btf/vmlinux"),
         package_of_cpu: vec![Some(0); cpus],
         packages: 1,
+        sibling_of_cpu: Vec::new(),
         v1_controller: None,
         hierarchy_id: 0,
         max_workloads: 64,

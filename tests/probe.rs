@@ -82,6 +82,7 @@ impl Watch {
             btf: Path::new("/sys/kernel/btf/vmlinux"),
             package_of_cpu: vec![Some(0); cpus],
             packages: 1,
+            sibling_of_cpu: Vec::new(),
             v1_controller,
             hierarchy_id,
             max_workloads,

@@ -39,6 +39,7 @@ fn attached(max_workloads: u32) -> Probe {
         btf: Path::new("/sys/kernel/btf/vmlinux"),
         package_of_cpu: (0..cpus).map(Some).collect(),
         packages: cpus,
+        sibling_of_cpu: Vec::new(),
         v1_controller: None,
         hierarchy_id: 0,
         max_workloads,

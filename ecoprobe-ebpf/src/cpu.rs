@@ -4,9 +4,10 @@ use core::arch::asm;
 use core::ptr::{read_volatile, write_volatile};
 
 use ecoprobe_ebpf::protocol::{Half, Memory, Word};
-use ecoprobe_ebpf::{CpuState, Shared};
+use ecoprobe_ebpf::{CpuState, Field, Shared};
 
-use crate::maps::{COUNTERS, SHARED};
+use crate::kernel::LAYOUT;
+use crate::maps::{COUNTERS, CPUS, PAIRED, SHARED};
 
 /// Whether barriers must be real. x86 keeps stores in order and loads in order, which is all that
 /// the protocol asks for; Arm does neither. BPF has no fences, but an atomic operation that returns
@@ -59,6 +60,39 @@ impl Memory for Cpu {
         // SAFETY: this CPU's own row.
         unsafe {
             if let Some(counter) = COUNTERS.get_ptr_mut((*self.0).row + slot) {
+                write_volatile(counter, ns);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn has_siblings(self) -> bool {
+        LAYOUT.get(Field::Siblings) != 0
+    }
+
+    #[inline(always)]
+    fn sibling_account(self) -> u64 {
+        // SAFETY: fields of entries.
+        unsafe {
+            let sibling = CPUS.get_ptr_mut(read_volatile(&raw const (*self.0).sibling));
+            sibling.map_or(0, |sibling| read_volatile(&raw const (*sibling).idle_account))
+        }
+    }
+
+    #[inline(always)]
+    fn paired(self, slot: u32) -> u64 {
+        // SAFETY: this CPU's own row.
+        unsafe {
+            let counter = PAIRED.get_ptr_mut((*self.0).row + slot);
+            counter.map_or(0, |counter| read_volatile(counter))
+        }
+    }
+
+    #[inline(always)]
+    fn set_paired(self, slot: u32, ns: u64) {
+        // SAFETY: this CPU's own row.
+        unsafe {
+            if let Some(counter) = PAIRED.get_ptr_mut((*self.0).row + slot) {
                 write_volatile(counter, ns);
             }
         }

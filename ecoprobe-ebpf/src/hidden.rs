@@ -3,12 +3,12 @@
 
 use aya_ebpf::EbpfContext;
 use aya_log_ebpf::warn;
-use ecoprobe_ebpf::protocol;
+use ecoprobe_ebpf::protocol::{self, Memory as _};
 use ecoprobe_ebpf::{CpuState, Field, INTERRUPTED, NOBODY, Shared};
 
 use crate::cpu::Cpu;
 use crate::kernel::{Kernel, LAYOUT};
-use crate::switch::hold_slot_of;
+use crate::switch::{hold_slot_of, turn};
 
 /// `PF_EXITING` of `task_struct.flags`, unchanged since 2.6.
 const PF_EXITING: u32 = 0x0000_0004;
@@ -88,6 +88,10 @@ pub(crate) unsafe fn ran_unseen<K: Kernel>(
         (*cpu).tgid = tgid;
         if tgid == 0 {
             return 0;
+        }
+        if Cpu(cpu).has_siblings() {
+            // What it idled of the slice nobody knows; it is not counted as idle time either.
+            turn(cpu);
         }
         hold_slot_of::<K>(cpu, prev);
         if LAYOUT.get(Field::TaskPrevSumExecRuntime) == 0 {

@@ -1,11 +1,12 @@
 //! What both sides share: the types that the probe writes and the agent reads through memory-mapped
-//! maps, and in [`protocol`] how they are written and read at the same time.
+//! maps, and in [`protocol`] and [`paired`] how they are written and read at the same time.
 //!
 //! Times are nanoseconds. "Run-queue clock" is the scheduler's `rq_clock_task` of one CPU: it leaves
 //! out IRQ and stolen time and has an origin of its own on every CPU.
 
 #![no_std]
 
+pub mod paired;
 pub mod protocol;
 
 /// Time of cgroups that were not selected, and of kernel threads in the root cgroup.
@@ -21,8 +22,10 @@ pub const MAX_CUTS: usize = 3;
 /// What one CPU is doing now, and the counter of the slot that ran last.
 ///
 /// A common switch writes the first cache line, reads the first of [`Shared`], and touches no other
-/// memory of ours: on the way of a switch every line is a cache miss. All but the cuts is written by
-/// this CPU alone. The size is a power of two, so that the kernel finds an entry by a shift.
+/// memory of ours: on the way of a switch every line is a cache miss. A switch to or from idle, where
+/// cores have two threads, and one to another cgroup need the second as well. All is written by this
+/// CPU alone but for the cuts and what the agent writes. The size is a power of two, so that the kernel
+/// finds an entry by a shift.
 #[repr(C, align(256))]
 #[derive(Clone, Copy, Debug)]
 pub struct CpuState {
@@ -51,20 +54,22 @@ pub struct CpuState {
     pub flushes: u64,
     /// CLOCK_MONOTONIC minus the run-queue clock, ns.
     pub clock_offset: u64,
-    /// With [`INTERRUPTED`]: `se.sum_exec_runtime` of the task when that happened, ns.
-    pub runtime_start: u64,
-    /// Switches that must have happened and were not seen.
-    pub dropped: u64,
-    /// Cgroup events that did not fit into the ring.
-    pub lost_events: u64,
-    /// What of [`Shared`] the caches take account of.
-    pub seen_selection: u32,
-    pub seen_cgroups_made: u32,
     /// Where this CPU's counters begin. Written by the agent before the probe is attached.
     pub row: u32,
-    pub _pad: u32,
-    /// Means nothing: counting it up is the barrier of machines that need one.
-    pub barrier: u64,
+    /// The other thread of this CPU's core, or [`NO_CPU`]. Written by the agent at any time.
+    pub sibling: u32,
+    /// How long this CPU has idled, for its sibling to read: see [`paired::idle_by`]; 0: not known
+    /// yet. Like the three that follow, it is kept only where a core has two threads.
+    pub idle_account: u64,
+    /// The part of `settled_ns` in which the sibling was busy, ns. Its counter holds an older value
+    /// meanwhile.
+    pub paired_ns: u64,
+    /// The part of `slot_ns` of which it is settled whether the sibling was busy, ns.
+    pub settled_ns: u64,
+    /// How long the sibling had idled by then, ns; 0: not known.
+    pub sibling_idle_ns: u64,
+    /// With [`INTERRUPTED`]: `se.sum_exec_runtime` of the task when that happened, ns.
+    pub runtime_start: u64,
 
     /// Which slice was cut, and how often: see [`protocol::cut`].
     pub cuts: u64,
@@ -72,10 +77,22 @@ pub struct CpuState {
     pub cut_mono_ns: [u64; MAX_CUTS],
     /// Slot from then on.
     pub cut_slot: [u32; MAX_CUTS],
-    pub _pad2: u32,
+    pub _pad: u32,
     /// Moves that found no room: the last cut took on the new owner.
     pub merged_cuts: u64,
-    pub _pad3: [u64; 9],
+    /// Switches that must have happened and were not seen.
+    pub dropped: u64,
+
+    /// How long the sibling had idled when the slice was cut, ns; 0: not known.
+    pub cut_sibling_idle_ns: [u64; MAX_CUTS],
+    /// Cgroup events that did not fit into the ring.
+    pub lost_events: u64,
+    /// What of [`Shared`] the caches take account of.
+    pub seen_selection: u32,
+    pub seen_cgroups_made: u32,
+    /// Means nothing: counting it up is the barrier of machines that need one.
+    pub barrier: u64,
+    pub _pad2: [u64; 2],
 }
 
 /// What all CPUs must know. One entry.
@@ -107,6 +124,9 @@ pub const INIT: u32 = 1;
 
 /// No thread group has this id.
 pub const NOBODY: u32 = u32::MAX;
+
+/// No CPU has this number.
+pub const NO_CPU: u32 = u32::MAX;
 
 /// `clock_offset` is read again when the run-queue clock has passed a multiple of two to the power
 /// of this (8.4 ms): often enough to follow IRQ and stolen time, too rare to cost anything.
@@ -144,9 +164,11 @@ pub enum Field {
     TaskCpu,
     TaskSignal,
     SignalNrThreads,
+    /// 1: cores have two threads, and what runs is told apart by what the other one does.
+    Siblings,
 }
 
-pub const LAYOUT_LEN: usize = Field::SignalNrThreads as usize + 1;
+pub const LAYOUT_LEN: usize = Field::Siblings as usize + 1;
 
 /// How many cgroups each CPU remembers besides the one that ran last; a power of two.
 pub const NR_KNOWN: usize = 64;
@@ -213,6 +235,7 @@ const _: () = {
     assert!(size_of::<CpuState>() == 256);
     assert!(core::mem::offset_of!(CpuState, flushes) == 64);
     assert!(core::mem::offset_of!(CpuState, cuts) == 128);
+    assert!(core::mem::offset_of!(CpuState, cut_sibling_idle_ns) == 192);
     assert!(size_of::<Shared>() == 256);
     assert!(size_of::<Known>() == 16);
     assert!(NR_KNOWN.is_power_of_two());

@@ -14,6 +14,11 @@ pub(crate) static CPUS: Array<CpuState> = Array::with_max_entries(1, BPF_F_MMAPA
 #[map]
 pub(crate) static COUNTERS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
+// The part of it in which the core's other thread was busy, in the same rows; where cores have two
+// threads. Mapped by the agent.
+#[map]
+pub(crate) static PAIRED: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
 // One entry. Mapped by the agent.
 #[map]
 pub(crate) static SHARED: Array<Shared> = Array::with_max_entries(1, BPF_F_MMAPABLE);

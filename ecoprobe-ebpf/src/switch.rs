@@ -10,7 +10,7 @@ use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use ecoprobe_ebpf::protocol::{self, Memory as _};
 use ecoprobe_ebpf::{
     CpuState, Field, INTERRUPTED, Known, NOT_KTHREADS, NR_KNOWN, OFFSET_AGE_SHIFT, SLOT_OTHER,
-    Shared,
+    Shared, paired,
 };
 
 use crate::cgroups::resolve;
@@ -68,8 +68,12 @@ fn on_switch<K: Kernel>(ctx: &impl EbpfContext, prev: *const u8, next: *const u8
             protocol::add_to_running(Cpu(cpu), start.wrapping_sub((*cpu).clock_start));
             (*cpu).clock_start = start;
             (*cpu).task = next as u64;
+            let was = (*cpu).tgid;
             (*cpu).tgid = tgid;
-            if tgid != 0 && (*cpu).cgroup != cgroup_of::<K>(next) as u64 {
+            if Cpu(cpu).has_siblings() && (was == 0 || tgid == 0) {
+                // All that is left to do, so that nothing need be kept meanwhile.
+                turn_to::<K>(cpu, next);
+            } else if tgid != 0 && (*cpu).cgroup != cgroup_of::<K>(next) as u64 {
                 cold_path();
                 look_up::<K>(cpu, next);
             }
@@ -94,24 +98,53 @@ unsafe fn rare_switch<K: Kernel>(
         let tgid: u32 = K::read(next, Field::TaskTgid);
         let clocked = if tgid == 0 { prev } else { next };
         let now: u64 = K::read(clocked, Field::TaskExecStart);
+        let mono = bpf_ktime_get_ns();
         // Before the cuts are looked at: what it told of is there.
         take_account(cpu, shared);
+        let (mut rest, mut lost) = (0, 0);
         if (*cpu).task != 0 {
-            settle::<K>(ctx, cpu, shared, prev, now);
+            lost = mono.saturating_sub(now.wrapping_add((*cpu).clock_offset));
+            rest = settle::<K>(ctx, cpu, shared, prev, now, mono);
         }
         (*cpu).clock_start = now;
+        (*cpu).offset_epoch = (now >> OFFSET_AGE_SHIFT) as u32;
+        (*cpu).clock_offset = mono.wrapping_sub(now);
+        if Cpu(cpu).has_siblings() {
+            paired::settle_anew(Cpu(cpu), rest, lost, mono);
+        }
         if (*shared).hidden_tgid == tgid {
             interrupt::<K>(cpu, prev);
         } else {
             (*cpu).task = next as u64;
             (*cpu).tgid = tgid;
-            if tgid != 0 {
-                hold_slot_of::<K>(cpu, next);
-            }
         }
-        (*cpu).offset_epoch = (now >> OFFSET_AGE_SHIFT) as u32;
-        (*cpu).clock_offset = bpf_ktime_get_ns().wrapping_sub(now);
+        if Cpu(cpu).has_siblings() {
+            turn(cpu);
+        }
+        if (*shared).hidden_tgid != tgid && tgid != 0 {
+            hold_slot_of::<K>(cpu, next);
+        }
     }
+}
+
+/// The CPU has fallen asleep, or woken up to run `task`.
+#[inline(never)]
+unsafe fn turn_to<K: Kernel>(cpu: *mut CpuState, task: *const u8) {
+    // SAFETY: as in on_switch.
+    unsafe {
+        turn(cpu);
+        if (*cpu).tgid != 0 {
+            hold_slot_of::<K>(cpu, task);
+        }
+    }
+}
+
+/// The CPU has fallen asleep or woken up where its slice began, or goes on as it did.
+#[inline(always)]
+pub(crate) unsafe fn turn(cpu: *mut CpuState) {
+    // SAFETY: as in on_switch.
+    let idles = unsafe { (*cpu).tgid } == 0;
+    paired::turn(Cpu(cpu), idles, protocol::start(Cpu(cpu)));
 }
 
 /// Drops what `generation` has put out of date.
@@ -143,7 +176,7 @@ unsafe fn take_account(cpu: *mut CpuState, shared: *const Shared) {
     }
 }
 
-/// Bills what `prev` ran, and who else may have.
+/// Bills what `prev` ran, and who else may have; how much that was.
 #[inline(always)]
 unsafe fn settle<K: Kernel>(
     ctx: &impl EbpfContext,
@@ -151,7 +184,8 @@ unsafe fn settle<K: Kernel>(
     shared: *mut Shared,
     prev: *const u8,
     now: u64,
-) {
+    mono: u64,
+) -> u64 {
     // SAFETY: as in on_switch.
     unsafe {
         let started = (*cpu).clock_start;
@@ -159,8 +193,7 @@ unsafe fn settle<K: Kernel>(
         let elapsed = now.saturating_sub(started);
         if task & !INTERRUPTED != prev as u64 {
             let ran = ran_unseen::<K>(ctx, cpu, shared, prev, elapsed);
-            add_rest(cpu, elapsed, ran);
-            return;
+            return add_rest(cpu, elapsed, ran);
         }
         let ran = if task & INTERRUPTED != 0 {
             ran_while_interrupted::<K>(ctx, cpu, shared, prev, elapsed)
@@ -169,23 +202,25 @@ unsafe fn settle<K: Kernel>(
         } else {
             K::read::<u64>(prev, Field::TaskExecStart).wrapping_sub(started)
         };
-        bill_slice(cpu, ran);
-        add_rest(cpu, elapsed, ran);
+        bill_slice(cpu, ran, mono);
+        add_rest(cpu, elapsed, ran)
     }
 }
 
 #[inline(never)]
-unsafe fn bill_slice(cpu: *mut CpuState, ran: u64) {
-    protocol::bill_slice(Cpu(cpu), ran);
+unsafe fn bill_slice(cpu: *mut CpuState, ran: u64, mono: u64) {
+    protocol::bill_slice(Cpu(cpu), ran, mono);
 }
 
 /// Slices of one CPU tile. What is left is the scheduler's own search for work, or a task that came
 /// and went unseen.
 #[inline(always)]
-unsafe fn add_rest(cpu: *mut CpuState, elapsed: u64, ran: u64) {
-    if elapsed > ran {
-        protocol::add(Cpu(cpu), SLOT_OTHER, elapsed - ran);
+unsafe fn add_rest(cpu: *mut CpuState, elapsed: u64, ran: u64) -> u64 {
+    let rest = elapsed.saturating_sub(ran);
+    if rest > 0 {
+        protocol::add(Cpu(cpu), SLOT_OTHER, rest);
     }
+    rest
 }
 
 /// A task that is not the idle task runs, or has run.

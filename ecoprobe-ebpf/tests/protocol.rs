@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 
+use ecoprobe_ebpf::paired;
 use ecoprobe_ebpf::protocol::{self, Half, Memory, Picture, Reader, Word};
 use ecoprobe_ebpf::{SLOT_FIRST, SLOT_IDLE, SLOT_OTHER};
 use loom::sync::Arc;
@@ -19,7 +20,7 @@ const A: u32 = SLOT_FIRST;
 const B: u32 = SLOT_FIRST + 1;
 const SLOTS: u32 = SLOT_FIRST + 2;
 
-const WORDS: [Word; 11] = [
+const WORDS: [Word; 18] = [
     Word::Seq,
     Word::Task,
     Word::ClockStart,
@@ -27,10 +28,17 @@ const WORDS: [Word; 11] = [
     Word::IdleNs,
     Word::Flushes,
     Word::ClockOffset,
+    Word::IdleAccount,
+    Word::PairedNs,
+    Word::SettledNs,
+    Word::SiblingIdleNs,
     Word::Cuts,
     Word::CutTime0,
     Word::CutTime1,
     Word::CutTime2,
+    Word::CutSiblingIdle0,
+    Word::CutSiblingIdle1,
+    Word::CutSiblingIdle2,
 ];
 const HALVES: [Half; 6] =
     [Half::Tgid, Half::Slot, Half::Seen, Half::CutSlot0, Half::CutSlot1, Half::CutSlot2];
@@ -40,6 +48,9 @@ struct Machine {
     words: HashMap<Word, AtomicU64>,
     halves: HashMap<Half, AtomicU32>,
     row: Vec<AtomicU64>,
+    paired: Vec<AtomicU64>,
+    /// The idle account of the core's other thread, if it has one.
+    sibling: Option<AtomicU64>,
     generation: AtomicU32,
     /// Not loom's: everybody has the same time. `tick` is what lets others run before it moves on.
     clock: std::sync::atomic::AtomicU64,
@@ -52,9 +63,20 @@ impl Machine {
             words: WORDS.map(|word| (word, AtomicU64::new(0))).into(),
             halves: HALVES.map(|half| (half, AtomicU32::new(0))).into(),
             row: (0..SLOTS).map(|_| AtomicU64::new(0)).collect(),
+            paired: Vec::new(),
+            sibling: None,
             generation: AtomicU32::new(0),
             clock: std::sync::atomic::AtomicU64::new(0),
             tick: AtomicU64::new(0),
+        }
+    }
+
+    /// Of a core with two threads.
+    fn with_sibling() -> Self {
+        Self {
+            paired: (0..SLOTS).map(|_| AtomicU64::new(0)).collect(),
+            sibling: Some(AtomicU64::new(0)),
+            ..Self::new()
         }
     }
 
@@ -94,6 +116,18 @@ macro_rules! memory {
             fn set_counter(self, slot: u32, ns: u64) {
                 self.0.row[slot as usize].store(ns, Ordering::Relaxed);
             }
+            fn has_siblings(self) -> bool {
+                self.0.sibling.is_some()
+            }
+            fn sibling_account(self) -> u64 {
+                self.0.sibling.as_ref().unwrap().load(Ordering::Relaxed)
+            }
+            fn paired(self, slot: u32) -> u64 {
+                self.0.paired[slot as usize].load(Ordering::Relaxed)
+            }
+            fn set_paired(self, slot: u32, ns: u64) {
+                self.0.paired[slot as usize].store(ns, Ordering::Relaxed);
+            }
             fn fence(self) {
                 fence($fence);
             }
@@ -120,11 +154,14 @@ fn switch(machine: &Machine, at: u64, slot: u32) {
     } else {
         cpu.fence();
         cpu.store_half(Half::Seen, generation);
-        protocol::bill_slice(cpu, ran);
+        protocol::bill_slice(cpu, ran, at);
     }
     cpu.store(Word::ClockStart, at);
     cpu.store(Word::Task, 8);
     cpu.store_half(Half::Tgid, u32::from(slot != SLOT_IDLE));
+    if cpu.has_siblings() {
+        paired::turn(cpu, slot == SLOT_IDLE, at);
+    }
     if slot != SLOT_IDLE && slot != cpu.load_half(Half::Slot) {
         protocol::hold(cpu, slot);
     }
@@ -146,15 +183,18 @@ fn truth(script: &[(u64, u32)], slot: u32, by: u64) -> u64 {
 struct Agency {
     reader: Reader,
     seen: [u64; SLOTS as usize],
+    seen_paired: [u64; SLOTS as usize],
 }
 
 impl Agency {
     fn read(&mut self, machine: &Machine, now: u64) -> Picture {
         let generation = machine.generation.load(Ordering::Acquire);
-        let seen = &mut self.seen;
-        self.reader.read(Agent(machine), generation, now, SLOTS, |slot, ns| {
+        let (seen, seen_paired) = (&mut self.seen, &mut self.seen_paired);
+        self.reader.read(Agent(machine), generation, now, SLOTS, |slot, ns, paired| {
             let seen = &mut seen[slot as usize];
             *seen = ns.max(*seen);
+            let seen_paired = &mut seen_paired[slot as usize];
+            *seen_paired = paired.min(*seen).max(*seen_paired);
         })
     }
 }
@@ -299,4 +339,110 @@ fn cut(other_news: bool) {
             assert_eq!((of_a, of_b), if honoured { cut } else { whole });
         }
     });
+}
+
+/// The other thread of the core falls asleep and wakes up: when, and whether it idles from then on.
+type Sleeps = &'static [(u64, bool)];
+
+/// For how long of `from..to` it is busy.
+fn busy_within(sleeps: Sleeps, from: u64, to: u64) -> u64 {
+    let ends = sleeps.iter().skip(1).map(|(at, _)| *at).chain([u64::MAX]);
+    let spans = sleeps.iter().zip(ends).filter(|((_, idles), _)| !idles);
+    spans.map(|((at, _), end)| end.min(to).saturating_sub((*at).max(from))).sum()
+}
+
+fn turn(machine: &Machine, other: &Machine, (at, idles): (u64, bool)) {
+    paired::turn(Writer(other), idles, at);
+    let account = Writer(other).load(Word::IdleAccount);
+    machine.sibling.as_ref().unwrap().store(account, Ordering::Relaxed);
+}
+
+fn paired_is_part_of_all(agency: &Agency) {
+    for (slot, (paired, ns)) in agency.seen_paired.iter().zip(&agency.seen).enumerate() {
+        assert!(paired <= ns, "slot {slot}: {paired} of {ns}");
+    }
+    assert_eq!(agency.seen_paired[SLOT_IDLE as usize], 0);
+}
+
+/// Every order in which the two CPUs of a core come to do what they do, or to see what the other has
+/// done; even to see what has not happened yet.
+#[test]
+fn paired_time_adds_up_whoever_sees_a_sleep_when() {
+    // The last stretch has room for what the others may have had too much or too little of.
+    const SCRIPT: Script = &[(100, A), (400, B), (450, A)];
+    const SLEEPS: Sleeps = &[(50, false), (200, true), (600, false)];
+    const BY: u64 = 1_500;
+    explore(3, || {
+        let machine = Arc::new(Machine::with_sibling());
+        let asleep = Machine::with_sibling();
+        turn(&machine, &asleep, SLEEPS[0]);
+        switch(&machine, SCRIPT[0].0, SCRIPT[0].1);
+        let cpu = thread::spawn({
+            let machine = machine.clone();
+            move || SCRIPT[1..].iter().for_each(|&(at, slot)| switch(&machine, at, slot))
+        });
+        SLEEPS[1..].iter().for_each(|&sleep| turn(&machine, &asleep, sleep));
+        cpu.join().unwrap();
+        let mut agency = Agency::default();
+        assert!(matches!(agency.read(&machine, BY), Picture::Whole(_)));
+        paired_is_part_of_all(&agency);
+        assert_eq!(agency.seen_paired.iter().sum::<u64>(), busy_within(SLEEPS, 100, BY));
+    });
+}
+
+/// Every order in which a CPU and a reader come to do what they do, while its sibling falls asleep.
+fn read_paired(script: Script, preemptions: usize) {
+    explore(preemptions, move || {
+        const SLEEPS: Sleeps = &[(50, false), (300, true)];
+        let machine = Arc::new(Machine::with_sibling());
+        let asleep = Machine::with_sibling();
+        turn(&machine, &asleep, SLEEPS[0]);
+        switch(&machine, script[0].0, script[0].1);
+        let cpu = thread::spawn({
+            let machine = machine.clone();
+            move || script[1..].iter().for_each(|&(at, slot)| switch(&machine, at, slot))
+        });
+        let mut agency = Agency::default();
+        agency.read(&machine, machine.now());
+        paired_is_part_of_all(&agency);
+        turn(&machine, &asleep, SLEEPS[1]);
+        let now = machine.now().max(300);
+        let before = agency.seen_paired;
+        if let Picture::Whole(state) = agency.read(&machine, now) {
+            paired_is_part_of_all(&agency);
+            // Whatever of this it knows: what ran before the sleep is paired, and what runs at last
+            // is not, unless the CPU had gone on before it could know.
+            let known = &script[..state.seq as usize / 2];
+            for slot in [SLOT_OTHER, A, B] {
+                let place = slot as usize;
+                let least = truth(known, slot, 300.min(now));
+                let most = truth(script, slot, machine.now().max(now));
+                let most = most.max(truth(known, slot, now)).max(before[place]);
+                let seen = agency.seen_paired[place];
+                assert!((least..=most).contains(&seen), "slot {slot}: {seen}, {least}..={most}");
+            }
+        }
+        cpu.join().unwrap();
+        let now = machine.now().max(300);
+        let mut end = Agency::default();
+        end.read(&machine, now);
+        agency.read(&machine, now);
+        paired_is_part_of_all(&end);
+        let last = script.iter().find(|(_, slot)| *slot == SLOT_IDLE).map_or(now, |(at, _)| *at);
+        assert_eq!(end.seen_paired.iter().sum::<u64>(), busy_within(SLEEPS, 100, last));
+        paired_is_part_of_all(&agency);
+        for (all, new) in agency.seen_paired.iter().zip(&end.seen_paired) {
+            assert!(all >= new, "one who has looked before knows no less");
+        }
+    });
+}
+
+#[test]
+fn paired_time_is_read_whole_when_slots_change() {
+    read_paired(&[(100, A), (200, B)], 2);
+}
+
+#[test]
+fn paired_time_is_read_whole_when_the_cpu_falls_asleep() {
+    read_paired(&[(100, A), (200, SLOT_IDLE)], 2);
 }

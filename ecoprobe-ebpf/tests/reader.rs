@@ -49,6 +49,18 @@ impl Memory for Cpu<'_> {
     fn set_counter(self, slot: u32, ns: u64) {
         self.0.row.borrow_mut().insert(slot, ns);
     }
+    fn has_siblings(self) -> bool {
+        false
+    }
+    fn sibling_account(self) -> u64 {
+        unreachable!("nobody asks without need");
+    }
+    fn paired(self, _: u32) -> u64 {
+        unreachable!("nobody asks without need");
+    }
+    fn set_paired(self, _: u32, _: u64) {
+        unreachable!("nobody asks without need");
+    }
     fn fence(self) {}
 }
 
@@ -62,7 +74,8 @@ impl Machine {
 
     fn go_to(&self, at: u64, slot: u32) {
         let cpu = Cpu(self);
-        protocol::bill_slice(cpu, at - cpu.load(Word::ClockStart));
+        let mono = at + cpu.load(Word::ClockOffset);
+        protocol::bill_slice(cpu, at - cpu.load(Word::ClockStart), mono);
         cpu.store(Word::ClockStart, at);
         cpu.store(Word::Task, 8);
         cpu.store_half(Half::Tgid, u32::from(slot != SLOT_IDLE));
@@ -89,7 +102,7 @@ impl Machine {
     /// The largest of what is told of each slot.
     fn read(&self, reader: &mut Reader, generation: u32, now: u64) -> ([u64; 5], Picture) {
         let mut totals = [0; SLOTS as usize];
-        let picture = reader.read(Cpu(self), generation, now, SLOTS, |slot, ns| {
+        let picture = reader.read(Cpu(self), generation, now, SLOTS, |slot, ns, _| {
             if let Some(total) = totals.get_mut(slot as usize) {
                 *total = ns.max(*total);
             }

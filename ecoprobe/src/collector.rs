@@ -19,7 +19,7 @@ use crate::event::sources::{
     CpuEnergyKind, CpuTimeSource, GpuEnergyKind, GpuEnergySource, Host, Sources, StaticPowerSource,
 };
 use crate::event::{Domain, Event, Header, Reading, Sample, longest_interval};
-use crate::host::topology::{Package, Topology};
+use crate::host::topology::{self, Package, Topology};
 use crate::host::{self, Roots};
 use crate::meter::EnergyMeter;
 use crate::meter::awake::{self, Awake};
@@ -80,7 +80,7 @@ pub(crate) struct CgroupChanges {
     pub lost: bool,
 }
 
-/// How long after a look a CPU whose package is not known is looked up again, nanoseconds.
+/// How long after a look for CPUs that have come or gone the next one comes, nanoseconds.
 const PLACE_AGAIN_NS: u64 = 1_000_000_000;
 
 /// Everything that is read.
@@ -98,8 +98,10 @@ pub(crate) struct Collector {
     nvml_us: Quantiles,
     topology: Topology,
     sysfs: PathBuf,
-    /// When a CPU was last looked up whose package is not known, CLOCK_MONOTONIC.
+    /// When was last looked which CPUs have come or gone, CLOCK_MONOTONIC.
     looked_ns: u64,
+    /// Which were online then, where cores have two threads.
+    online: Option<String>,
     /// Buffers of the tick.
     sample: Sample,
     readings: Vec<Result<Reading, String>>,
@@ -148,7 +150,11 @@ impl Collector {
             newcomers,
             exits: options.gpu_energy != GpuEnergyChoice::None,
         };
-        let mut probe = Probe::load(load_options(&btf, hierarchy, &topology, needs)?)?;
+        // Before the siblings are looked up: a change meanwhile is noticed later.
+        let online = topology::online(&roots.sysfs);
+        let mut probe =
+            Probe::load(load_options(&btf, &roots.sysfs, hierarchy, &topology, needs)?)?;
+        let online = probe.has_siblings().then_some(online);
         // Before the GPU meter takes its first look at who is on a device.
         let watched = Watched::default();
         let (mut admissions, mut events) = (Admissions::default(), Vec::new());
@@ -192,6 +198,7 @@ impl Collector {
             topology,
             sysfs: roots.sysfs.clone(),
             looked_ns: 0,
+            online,
             sample: Sample::default(),
             readings: Vec::new(),
             of_meter: Vec::new(),
@@ -301,13 +308,22 @@ impl Collector {
         self.sample.awake_ns = self.awake.tick(self.sample.mono_ns, self.probe.awake_ns());
     }
 
-    /// A CPU that comes online has a package from then on.
+    /// A CPU that comes online has a package, and a sibling, from then on.
     fn place_cpus(&mut self) {
         let now = monotonic_ns();
-        if self.probe.unplaced_cpus().is_empty() || now < self.looked_ns + PLACE_AGAIN_NS {
+        let wanted = !self.probe.unplaced_cpus().is_empty() || self.online.is_some();
+        if !wanted || now < self.looked_ns + PLACE_AGAIN_NS {
             return;
         }
         self.looked_ns = now;
+        if let Some(before) = &mut self.online {
+            let online = topology::online(&self.sysfs);
+            if online != *before {
+                *before = online;
+                let cpus = self.topology.package_of_cpu.len();
+                self.probe.set_siblings(&topology::siblings(&self.sysfs, cpus));
+            }
+        }
         for cpu in self.probe.unplaced_cpus().to_vec() {
             if let Some(package) = self.topology.place(&self.sysfs, cpu) {
                 self.probe.place(cpu, package);
@@ -395,6 +411,7 @@ impl Needs {
 /// What the probe is loaded with.
 pub(crate) fn load_options<'a>(
     btf: &'a Path,
+    sysfs: &Path,
     hierarchy: &'a Hierarchy,
     topology: &Topology,
     needs: Needs,
@@ -406,6 +423,7 @@ pub(crate) fn load_options<'a>(
         btf,
         package_of_cpu: topology.package_of_cpu.clone(),
         packages: topology.packages.len(),
+        sibling_of_cpu: topology::siblings(sysfs, topology.package_of_cpu.len()),
         v1_controller: hierarchy.v1_controller(),
         hierarchy_id,
         max_workloads: needs.max_workloads,

@@ -28,6 +28,8 @@ pub(crate) enum Shape {
     Hog,
     /// Runs for `busy` in each `period`.
     Duty { busy: Duration, period: Duration },
+    /// Likewise, from `phase` after whole periods of CLOCK_MONOTONIC on.
+    InStep { busy: Duration, period: Duration, phase: Duration },
     /// One child after another, each of which runs for this long and ends: with 1 ms, close to a
     /// thousand a second.
     Forks { each: Duration },
@@ -141,18 +143,12 @@ unsafe fn wait_then_run(shape: Shape, gate: i32, open: i32) -> ! {
             Shape::Hog => loop {
                 std::hint::spin_loop();
             },
-            Shape::Duty { busy, period } => {
-                let mut start = now();
-                loop {
-                    spin_until(start + busy.as_nanos() as u64);
-                    start += period.as_nanos() as u64;
-                    let at = libc::timespec {
-                        tv_sec: (start / 1_000_000_000) as libc::time_t,
-                        tv_nsec: (start % 1_000_000_000) as libc::c_long,
-                    };
-                    let null = std::ptr::null_mut();
-                    libc::clock_nanosleep(libc::CLOCK_MONOTONIC, libc::TIMER_ABSTIME, &at, null);
-                }
+            Shape::Duty { busy, period } => repeat(now(), busy, period),
+            Shape::InStep { busy, period, phase } => {
+                let period_ns = period.as_nanos() as u64;
+                let first = (now() / period_ns + 1) * period_ns + phase.as_nanos() as u64;
+                sleep_until(first);
+                repeat(first, busy, period)
             }
             Shape::Forks { each } => loop {
                 match libc::fork() {
@@ -172,6 +168,27 @@ unsafe fn wait_then_run(shape: Shape, gate: i32, open: i32) -> ! {
             },
         }
     }
+}
+
+/// Async-signal-safe.
+fn repeat(mut start: u64, busy: Duration, period: Duration) -> ! {
+    loop {
+        spin_until(start + busy.as_nanos() as u64);
+        start += period.as_nanos() as u64;
+        sleep_until(start);
+    }
+}
+
+fn sleep_until(at: u64) {
+    let at = libc::timespec {
+        tv_sec: (at / 1_000_000_000) as libc::time_t,
+        tv_nsec: (at % 1_000_000_000) as libc::c_long,
+    };
+    let null = std::ptr::null_mut();
+    // SAFETY: a plain system call on our own memory.
+    unsafe {
+        libc::clock_nanosleep(libc::CLOCK_MONOTONIC, libc::TIMER_ABSTIME, &raw const at, null)
+    };
 }
 
 fn now() -> u64 {

@@ -49,6 +49,7 @@ fn error(shape: Shape, duration: Duration) -> Result<f64> {
         btf: Path::new("/sys/kernel/btf/vmlinux"),
         package_of_cpu: vec![Some(0); aya::util::nr_cpus().map_err(|(_, error)| error)?],
         packages: 1,
+        sibling_of_cpu: Vec::new(),
         v1_controller: None,
         hierarchy_id: 0,
         max_workloads: 1,

@@ -74,15 +74,18 @@ enum Program {
     /// A program of `reference.o`.
     Reference(&'static str),
     Ours(Hook),
+    /// With paired time: CPUs 0 and 1, 2 and 3 and so on are taken for the threads of one core.
+    Paired,
 }
 
 const EMPTY: Program = Program::Reference("empty");
 
 /// Programs beside the tasks. Each is compared with the empty one beside the same tasks.
-const CASES: [(Program, Tasks, &str); 8] = [
+const CASES: [(Program, Tasks, &str); 11] = [
     (EMPTY, Tasks::OneCgroup, "empty tp_btf program"),
     (Program::Reference("clock"), Tasks::OneCgroup, "one clock read and a store"),
     (Program::Ours(Hook::TpBtf), Tasks::OneCgroup, "ecoprobe, tp_btf"),
+    (Program::Paired, Tasks::OneCgroup, "ecoprobe, tp_btf, cores of two threads"),
     (Program::Ours(Hook::RawTp), Tasks::OneCgroup, "ecoprobe, raw_tp (fallback)"),
     (EMPTY, Tasks::TwoCgroups, "empty tp_btf program, two cgroups"),
     (
@@ -90,8 +93,18 @@ const CASES: [(Program, Tasks, &str); 8] = [
         Tasks::TwoCgroups,
         "ecoprobe, tp_btf, two cgroups taking turns on a CPU",
     ),
+    (
+        Program::Paired,
+        Tasks::TwoCgroups,
+        "ecoprobe, tp_btf, cores of two threads, two cgroups taking turns on a CPU",
+    ),
     (EMPTY, Tasks::EveryOption, "empty tp_btf program, three cgroups"),
     (Program::Ours(Hook::TpBtf), Tasks::EveryOption, "ecoprobe, tp_btf, every option on"),
+    (
+        Program::Paired,
+        Tasks::EveryOption,
+        "ecoprobe, tp_btf, cores of two threads, every option on",
+    ),
 ];
 
 #[derive(Debug, Serialize)]
@@ -146,7 +159,8 @@ pub(crate) fn bench(bench: &Bench, args: Args, outcome: &mut Outcome) -> Result<
             let _ring = Ring::start(&cgroups.of(tasks), args.cpu)?;
             let attached = match program {
                 Program::Reference(name) => Attached::reference(name, &btf)?,
-                Program::Ours(hook) => Attached::ours(hook, &cgroups.selected(tasks)?)?,
+                Program::Ours(hook) => Attached::ours(hook, &cgroups.selected(tasks)?, false)?,
+                Program::Paired => Attached::ours(Hook::TpBtf, &cgroups.selected(tasks)?, true)?,
             };
             let turn = measure(&attached, retired.as_mut())?;
             if round > 0 {
@@ -248,6 +262,7 @@ fn times(turns: &[Vec<Turn>], outcome: &mut Outcome) {
             (Program::Ours(Hook::TpBtf), Tasks::OneCgroup) => {
                 metric.with_target(Target::below(15.0))
             }
+            (Program::Paired, Tasks::OneCgroup) => metric.with_target(Target::below(23.0)),
             _ => metric,
         });
         if !instructions.is_empty() {

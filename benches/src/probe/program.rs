@@ -47,12 +47,15 @@ impl Attached {
         Ok(Self { run_time: Box::new(run_time), sizes: sizes()? })
     }
 
-    /// The probe, with these cgroups selected.
-    pub(super) fn ours(hook: Hook, selected: &[u64]) -> Result<Self> {
+    /// The probe, with these cgroups selected; as if two neighbours were one core, if `paired`.
+    pub(super) fn ours(hook: Hook, selected: &[u64], paired: bool) -> Result<Self> {
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+        let sibling = |cpu: usize| Some(cpu ^ 1).filter(|sibling| paired && *sibling < cpus);
         let mut probe = Probe::load(LoadOptions {
             btf: Path::new(BTF),
-            package_of_cpu: vec![Some(0); aya::util::nr_cpus().map_err(|(_, error)| error)?],
+            package_of_cpu: vec![Some(0); cpus],
             packages: 1,
+            sibling_of_cpu: (0..cpus).map(sibling).collect(),
             v1_controller: None,
             hierarchy_id: 0,
             max_workloads: selected.len() as u32,

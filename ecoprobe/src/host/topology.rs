@@ -1,10 +1,10 @@
-//! Which CPU belongs to which package, from sysfs.
+//! Which CPU belongs to which package, and which two are one core, from sysfs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
-use super::{powercap, read_value};
+use super::{parse_cpu_list, powercap, read_value};
 
 /// The packages of this machine, in the order used everywhere (`CpuTimes::packages`, `Domain::package`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,6 +142,29 @@ impl Topology {
     }
 }
 
+/// The other thread of each CPU's core, as far as both are online. Of cores with more than two threads,
+/// as POWER and Xeon Phi have, nothing is said.
+pub(crate) fn siblings(sysfs: &Path, possible_cpus: usize) -> Vec<Option<usize>> {
+    let named: Vec<_> = (0..possible_cpus).map(|cpu| named_sibling(sysfs, cpu)).collect();
+    // While a CPU goes, only one of the two may know it.
+    let agrees = |cpu: usize, sibling: &usize| named.get(*sibling) == Some(&Some(cpu));
+    (0..possible_cpus).map(|cpu| named[cpu].filter(|sibling| agrees(cpu, sibling))).collect()
+}
+
+fn named_sibling(sysfs: &Path, cpu: usize) -> Option<usize> {
+    let path = sysfs.join(format!("devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"));
+    match parse_cpu_list(&read_value(&path).ok()?)?[..] {
+        [first, second] if first == cpu => Some(second),
+        [first, second] if second == cpu => Some(first),
+        _ => None,
+    }
+}
+
+/// Which CPUs are online, in the kernel's words: for comparing, when CPUs come and go.
+pub(crate) fn online(sysfs: &Path) -> String {
+    read_value(&sysfs.join("devices/system/cpu/online")).unwrap_or_default()
+}
+
 /// Where each of `possible_cpus` CPUs sits, as far as it can be told.
 pub(crate) fn places(sysfs: &Path, possible_cpus: usize) -> Vec<Option<Place>> {
     (0..possible_cpus).map(|cpu| place_of_cpu(sysfs, cpu)).collect()
@@ -238,6 +261,28 @@ mod tests {
         assert_eq!(topology.place(root.path(), 1), Some(1));
         // Nobody knew of that socket.
         assert_eq!(topology.place(root.path(), 2), None);
+    }
+
+    #[test]
+    fn siblings_are_the_two_threads_of_a_core() {
+        let siblings = |lists: &[&str]| {
+            let files: Vec<_> = lists
+                .iter()
+                .enumerate()
+                .map(|(cpu, list)| (format!("{CPU}{cpu}/topology/thread_siblings_list"), *list))
+                .collect();
+            let files: Vec<_> = files.iter().map(|(p, c)| (p.as_str(), *c)).collect();
+            siblings(tree(&files).path(), 4)
+        };
+        assert_eq!(siblings(&["0,2\n", "1,3\n", "0,2\n", "1,3\n"]), [2, 3, 0, 1].map(Some));
+        assert_eq!(siblings(&["0-1", "0-1"]), [Some(1), Some(0), None, None]);
+        for nobodys in [&["0", "1", "2", "3"][..], &[], &["0-3", "0-3", "0-3", "0-3"], &["x", "9"]]
+        {
+            assert_eq!(siblings(nobodys), [None; 4], "{nobodys:?}");
+        }
+        // One that has just gone, one beyond those that are possible, and two that disagree.
+        assert_eq!(siblings(&["0,2", "1,9", "2", "3"]), [None; 4]);
+        assert_eq!(siblings(&["0-1", "1-2", "1-2", "3"]), [None, Some(2), Some(1), None]);
     }
 
     #[test]

@@ -14,11 +14,14 @@ pub(super) struct Constants {
     pub(super) reserve: u32,
     /// Of all CPUs together.
     pub(super) nr_counters: u32,
+    /// Whether any core has two threads.
+    pub(super) siblings: bool,
     pub(super) fields: [u64; LAYOUT_LEN],
 }
 
 impl Constants {
     pub(super) fn new(layout: &KernelLayout, options: &LoadOptions<'_>) -> Result<Self, Error> {
+        let siblings = options.sibling_of_cpu.iter().any(Option::is_some);
         let fields = fields(layout, options)
             .map_err(|error| Error::Cannot(format!("{error}; this kernel is not supported")))?;
         let reserve = if options.newcomers { RESERVE } else { 0 };
@@ -34,7 +37,7 @@ impl Constants {
                 options.package_of_cpu.len()
             ))
         })?;
-        Ok(Self { nr_cpus, nr_slots, reserve, nr_counters, fields })
+        Ok(Self { nr_cpus, nr_slots, reserve, nr_counters, siblings, fields })
     }
 }
 
@@ -78,6 +81,7 @@ fn fields(layout: &KernelLayout, options: &LoadOptions<'_>) -> Result<[u64; LAYO
         (Field::KnId, layout.offset("kernfs_node", "id")?),
         (Field::TaskCpu, in_task.or_else(|_| in_thread_info()).unwrap_or(0)),
         (Field::TaskSignal, layout.offset("task_struct", "signal")?),
+        (Field::Siblings, options.sibling_of_cpu.iter().any(Option::is_some).into()),
         (Field::SignalNrThreads, layout.offset("signal_struct", "nr_threads")?),
     ] {
         fields[field as usize] = value;

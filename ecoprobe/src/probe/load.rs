@@ -13,7 +13,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use super::events::ProbeLog;
 use super::exits::{Exits, History};
 use super::layout::Constants;
-use super::read::Counters;
+use super::read::{Arrays, Counters};
 use super::slots::{RESERVE, Slots};
 use super::{Probe, object, verifier};
 use crate::base::Error;
@@ -45,6 +45,9 @@ pub struct LoadOptions<'a> {
     /// Package of each possible CPU, `None` where it is not known, and how many packages there are.
     pub package_of_cpu: Vec<Option<usize>>,
     pub packages: usize,
+    /// The other thread of each CPU's core, as far as there is one now. If no CPU has one, paired time is
+    /// not known, and costs nothing.
+    pub sibling_of_cpu: Vec<Option<usize>>,
     /// Controller of the v1 hierarchy to follow; `None` for cgroup2.
     pub v1_controller: Option<&'a str>,
     /// That hierarchy's id in `/proc/self/cgroup`; 0 for cgroup2.
@@ -150,6 +153,7 @@ pub(super) fn load_object(
     loader
         .map_max_entries("CPUS", constants.nr_cpus)
         .map_max_entries("COUNTERS", constants.nr_counters)
+        .map_max_entries("PAIRED", if constants.siblings { constants.nr_counters } else { 1 })
         .map_max_entries("SELECTED", constants.nr_slots)
         .map_max_entries("SPARES", RESERVE)
         // Children of the selected cgroups and everybody else's cgroups share this cache.
@@ -168,15 +172,21 @@ pub(super) fn load_object(
     }
     drop(btf);
 
-    let counters = Counters::map(
-        map_data(&mut ebpf, "CPUS")?,
-        map_data(&mut ebpf, "COUNTERS")?,
-        map_data(&mut ebpf, "SHARED")?,
+    let arrays = Arrays {
+        cpus: map_data(&mut ebpf, "CPUS")?,
+        counters: map_data(&mut ebpf, "COUNTERS")?,
+        paired: map_data(&mut ebpf, "PAIRED")?,
+        shared: map_data(&mut ebpf, "SHARED")?,
+    };
+    let mut counters = Counters::map(
+        arrays,
         constants.nr_slots as usize,
+        constants.siblings,
         options.package_of_cpu.clone(),
         options.packages,
     )
     .map_err(|error| cannot("map the probe's counters", &error))?;
+    counters.set_siblings(&options.sibling_of_cpu);
     let internal = |error| cannot("use the probe's maps", &error);
     let selected = HashMap::try_from(take_map(&mut ebpf, "SELECTED")?).map_err(internal)?;
     let events = RingBuf::try_from(take_map(&mut ebpf, "EVENTS")?).map_err(internal)?;
@@ -346,7 +356,9 @@ fn open_no_files() -> io::Result<()> {
 
 /// Makes every CPU switch tasks once. A task that computes without pause would else stay unseen until
 /// it pauses, which can take hours.
-pub(super) fn switch_every_cpu(nr_cpus: usize) {
+///
+/// Of cores with two threads, one is not known yet when the other is visited: they are visited twice.
+pub(super) fn switch_every_cpu(nr_cpus: usize, siblings: bool) {
     // On a thread of its own, whose affinity ends with it.
     let visit = move || {
         // Without the permission, a busy CPU is visited a few milliseconds later.
@@ -354,7 +366,8 @@ pub(super) fn switch_every_cpu(nr_cpus: usize) {
         // Not `cpu_set_t`, which ends at 1,024.
         let bits = std::ffi::c_ulong::BITS as usize;
         let mut only: Vec<std::ffi::c_ulong> = vec![0; nr_cpus.div_ceil(bits)];
-        for cpu in 0..nr_cpus {
+        let round = 0..nr_cpus;
+        for cpu in round.clone().chain(round.filter(|_| siblings)) {
             only.fill(0);
             only[cpu / bits] = 1 << (cpu % bits);
             // A CPU that is offline or outside our cpuset cannot be visited: it is seen at its next

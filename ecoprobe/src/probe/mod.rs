@@ -104,7 +104,7 @@ impl Probe {
     pub fn attach(&mut self) -> Result<(), Error> {
         self.give_spares();
         load::attach(&mut self.ebpf, self.hook)?;
-        load::switch_every_cpu(self.counters.nr_cpus());
+        load::switch_every_cpu(self.counters.nr_cpus(), self.has_siblings());
         Ok(())
     }
 
@@ -243,6 +243,17 @@ impl Probe {
     /// Bills a CPU's time to a package from now on.
     pub fn place(&mut self, cpu: usize, package: usize) {
         self.counters.place(cpu, package);
+    }
+
+    /// What is the other thread of each CPU's core from now on, as in [`LoadOptions::sibling_of_cpu`].
+    /// Without any at first, none can be had later.
+    pub fn set_siblings(&mut self, sibling_of_cpu: &[Option<usize>]) {
+        self.counters.set_siblings(sibling_of_cpu);
+    }
+
+    /// Whether paired time is known.
+    pub fn has_siblings(&self) -> bool {
+        self.counters.has_siblings()
     }
 
     /// Whose processes were that have exited; `None` if not loaded for it, or taken before. There is

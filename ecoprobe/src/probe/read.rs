@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use aya::maps::MapData;
 use ecoprobe_ebpf::protocol::{Half, Memory, Picture, Reader, Snapshot, Word};
-use ecoprobe_ebpf::{CpuState, INIT, MAX_CUTS, SLOT_IDLE, SLOT_OTHER, Shared};
+use ecoprobe_ebpf::{CpuState, INIT, MAX_CUTS, NO_CPU, SLOT_IDLE, SLOT_OTHER, Shared};
 use memmap2::{MmapOptions, MmapRaw};
 
 use super::awake::Awake;
-use super::slots::{Slots, View};
+use super::slots::{Slots, Time, View};
 use crate::base::monotonic_ns;
-use crate::event::{CpuTimes, PackageTime};
+use crate::event::{CpuTimes, PAIRED, PackageTime};
 
 /// A reading is of one instant but for how long it takes. One that was interrupted is worth another.
 const ATTEMPTS: u32 = 3;
@@ -28,15 +28,25 @@ pub(super) struct Counters {
     packages: usize,
     readers: Vec<Reader>,
     views: Vec<View>,
-    /// What was read of each counter, a row a CPU; no counter goes back.
+    /// What was read of each counter, a row a CPU; no counter goes back. The second is empty where no
+    /// core has two threads.
     read: Vec<u64>,
+    read_paired: Vec<u64>,
     /// Active, of no known package.
     unplaced: Vec<usize>,
     /// Cumulative, by package, those of no known one last: idle and other.
     idle: Vec<u64>,
-    other: Vec<u64>,
+    other: Vec<Time>,
     selection: u32,
     awake: Awake,
+}
+
+/// Of the probe's maps those that are mapped.
+pub(super) struct Arrays {
+    pub(super) cpus: MapData,
+    pub(super) counters: MapData,
+    pub(super) paired: MapData,
+    pub(super) shared: MapData,
 }
 
 /// Sums over all CPUs.
@@ -48,19 +58,20 @@ pub(super) struct Totals {
 
 impl Counters {
     pub(super) fn map(
-        cpus: MapData,
-        counters: MapData,
-        shared: MapData,
+        arrays: Arrays,
         nr_slots: usize,
+        siblings: bool,
         package_of_cpu: Vec<Option<usize>>,
         packages: usize,
     ) -> io::Result<Self> {
         let nr_cpus = package_of_cpu.len();
         // The mappings keep the maps alive; the descriptors are not needed any more.
+        let row = nr_slots * size_of::<u64>();
         let maps = Maps {
-            cpus: map(&cpus, nr_cpus * size_of::<CpuState>())?,
-            counters: map(&counters, nr_cpus * nr_slots * size_of::<u64>())?,
-            shared: map(&shared, size_of::<Shared>())?,
+            cpus: map(&arrays.cpus, nr_cpus * size_of::<CpuState>())?,
+            counters: map(&arrays.counters, nr_cpus * row)?,
+            paired: siblings.then(|| map(&arrays.paired, nr_cpus * row)).transpose()?,
+            shared: map(&arrays.shared, size_of::<Shared>())?,
             nr_cpus,
             nr_slots,
         };
@@ -68,6 +79,7 @@ impl Counters {
             let state = maps.state(cpu);
             // SAFETY: the probe is not attached yet, so these are ours.
             unsafe { ptr::write_volatile(&raw mut (*state).row, (cpu * nr_slots) as u32) };
+            maps.sibling(cpu).store(NO_CPU, Ordering::SeqCst);
         }
         maps.hidden_tgid().store(INIT, Ordering::SeqCst);
         Ok(Self {
@@ -77,9 +89,10 @@ impl Counters {
             views: vec![View::Nothing; nr_cpus],
             // Zeroed pages, which cost nothing for CPUs that are never there.
             read: vec![0; nr_cpus * nr_slots],
+            read_paired: vec![0; if siblings { nr_cpus * nr_slots } else { 0 }],
             unplaced: Vec::new(),
             idle: vec![0; packages + 1],
-            other: vec![0; packages + 1],
+            other: vec![Time::default(); packages + 1],
             package_of_cpu,
             selection: 0,
             awake: Awake::new(nr_cpus),
@@ -88,6 +101,20 @@ impl Counters {
 
     pub(super) fn nr_cpus(&self) -> usize {
         self.maps.nr_cpus
+    }
+
+    pub(super) fn has_siblings(&self) -> bool {
+        self.maps.paired.is_some()
+    }
+
+    pub(super) fn set_siblings(&mut self, sibling_of_cpu: &[Option<usize>]) {
+        let nr_cpus = self.maps.nr_cpus;
+        for cpu in 0..nr_cpus {
+            let sibling = sibling_of_cpu.get(cpu).copied().flatten();
+            let sibling = sibling.filter(|sibling| *sibling < nr_cpus && *sibling != cpu);
+            let sibling = sibling.map_or(NO_CPU, |sibling| sibling as u32);
+            self.maps.sibling(cpu).store(sibling, Ordering::SeqCst);
+        }
     }
 
     /// The CPU time so far, running tasks included, and when that was.
@@ -106,9 +133,14 @@ impl Counters {
             *other += more;
         }
         let places = out.packages.iter_mut().chain([&mut out.unplaced]);
-        for ((place, idle), other) in places.zip(&self.idle).zip(&self.other) {
+        for (number, ((place, idle), other)) in places.zip(&self.idle).zip(&self.other).enumerate()
+        {
             place.idle = *idle;
-            place.other = *other;
+            place.other = other.ns;
+            // A machine whose packages are all known has nothing to say of the rest.
+            if self.maps.paired.is_some() && (number < self.packages || *idle + other.ns > 0) {
+                place.features.entry(PAIRED).or_default().other = other.paired;
+            }
         }
         slots.list(out);
         self.awake.end_window(now);
@@ -132,22 +164,29 @@ impl Counters {
     fn read_cpus(&mut self, now: u64, slots: &mut Slots) -> u64 {
         let generation = self.maps.generation().load(Ordering::SeqCst);
         let used = slots.used();
+        let rows = 1 + u64::from(self.maps.paired.is_some());
         let mut counters = 0;
         let mut at = now;
         for cpu in 0..self.maps.nr_cpus {
             let package = self.package_of_cpu[cpu].unwrap_or(self.packages);
             let row = &mut self.read[cpu * self.maps.nr_slots..][..self.maps.nr_slots];
+            let paired_row =
+                self.read_paired.get_mut(cpu * self.maps.nr_slots..).unwrap_or_default();
             let (idle, other) = (&mut self.idle[package], &mut self.other[package]);
-            let total = |slot: u32, ns: u64| {
+            let total = |slot: u32, ns: u64, paired: u64| {
                 let Some(before) = row.get_mut(slot as usize) else { return };
                 // Compared by their difference, lest nonsense add up to an overflow.
-                if ns <= *before {
+                let mut more = Time::from(ns.saturating_sub(*before));
+                *before += more.ns;
+                if let Some(paired_before) = paired_row.get_mut(slot as usize) {
+                    more.paired = paired.min(*before).saturating_sub(*paired_before);
+                    *paired_before += more.paired;
+                }
+                if more == Time::default() {
                     return;
                 }
-                let more = ns - *before;
-                *before = ns;
                 match slot {
-                    SLOT_IDLE => *idle += more,
+                    SLOT_IDLE => *idle += more.ns,
                     SLOT_OTHER => *other += more,
                     _ if slots.bill(package, slot, more) => {}
                     _ => *other += more,
@@ -166,7 +205,7 @@ impl Counters {
             if self.package_of_cpu[cpu].is_none() && !self.unplaced.contains(&cpu) {
                 self.unplaced.push(cpu);
             }
-            counters += u64::from(used);
+            counters += u64::from(used) * rows;
             // Each CPU as of its own instant: with hundreds of them the last comes much later.
             at = monotonic_ns();
         }
@@ -226,6 +265,8 @@ fn view(state: &Snapshot) -> View {
 struct Maps {
     cpus: MmapRaw,
     counters: MmapRaw,
+    /// Where cores have two threads.
+    paired: Option<MmapRaw>,
     shared: MmapRaw,
     nr_cpus: usize,
     nr_slots: usize,
@@ -245,13 +286,30 @@ impl Maps {
         // `self`, and whoever writes there does so by whole words.
         unsafe {
             let words = size_of::<CpuState>() / size_of::<u64>();
-            let row = self.counters.as_mut_ptr().cast::<AtomicU64>().add(cpu * self.nr_slots);
+            let row = |rows: &MmapRaw| {
+                let row = rows.as_mut_ptr().cast::<AtomicU64>().add(cpu * self.nr_slots);
+                std::slice::from_raw_parts(row, self.nr_slots)
+            };
+            let sibling = self.sibling(cpu).load(Ordering::Relaxed) as usize;
+            let sibling = (sibling < self.nr_cpus).then(|| self.idle_account(sibling));
             Cpu {
                 words: std::slice::from_raw_parts(state.cast(), words),
                 halves: std::slice::from_raw_parts(state.cast(), words * 2),
-                row: std::slice::from_raw_parts(row, self.nr_slots),
+                row: row(&self.counters),
+                paired: self.paired.as_ref().map(row),
+                sibling,
             }
         }
+    }
+
+    fn sibling(&self, cpu: usize) -> &AtomicU32 {
+        // SAFETY: within the mapping, which lives as long as `self`; aligned by its type.
+        unsafe { AtomicU32::from_ptr(&raw mut (*self.state(cpu)).sibling) }
+    }
+
+    fn idle_account(&self, cpu: usize) -> &AtomicU64 {
+        // SAFETY: as above.
+        unsafe { AtomicU64::from_ptr(&raw mut (*self.state(cpu)).idle_account) }
     }
 
     fn shared(&self) -> *mut Shared {
@@ -280,6 +338,9 @@ struct Cpu<'a> {
     words: &'a [AtomicU64],
     halves: &'a [AtomicU32],
     row: &'a [AtomicU64],
+    paired: Option<&'a [AtomicU64]>,
+    /// Its idle account.
+    sibling: Option<&'a AtomicU64>,
 }
 
 impl Memory for Cpu<'_> {
@@ -307,6 +368,23 @@ impl Memory for Cpu<'_> {
     }
 
     fn set_counter(self, _: u32, _: u64) {
+        unreachable!("a reader writes nothing");
+    }
+
+    fn has_siblings(self) -> bool {
+        self.paired.is_some()
+    }
+
+    fn sibling_account(self) -> u64 {
+        self.sibling.map_or(0, |account| account.load(Ordering::Relaxed))
+    }
+
+    fn paired(self, slot: u32) -> u64 {
+        let row = self.paired.unwrap_or_default();
+        row.get(slot as usize).map_or(0, |counter| counter.load(Ordering::Relaxed))
+    }
+
+    fn set_paired(self, _: u32, _: u64) {
         unreachable!("a reader writes nothing");
     }
 

@@ -30,6 +30,7 @@ use std::collections::HashMap;
 use ecoprobe_ebpf::{MAX_CUTS, SLOT_FIRST};
 
 use self::accounts::Accounts;
+pub(super) use self::accounts::Time;
 use crate::base::WorkloadId;
 use crate::event::CpuTimes;
 
@@ -143,9 +144,9 @@ pub(super) struct Slots {
     /// Waiting, in the order in which they were made; and some that do not any more.
     newcomers: Vec<Newcomer>,
     /// What was counted in spare and waiting slots, by package.
-    kept: HashMap<u32, Vec<u64>>,
+    kept: HashMap<u32, Vec<Time>>,
     /// What of that turned out to be nobody's, by package.
-    for_other: Vec<u64>,
+    for_other: Vec<Time>,
     accounts: Accounts,
     /// Which slots some CPU holds or runs, for a moment.
     marks: Vec<u8>,
@@ -170,7 +171,7 @@ impl Slots {
             reserve,
             newcomers: Vec::new(),
             kept: HashMap::new(),
-            for_other: vec![0; packages + 1],
+            for_other: vec![Time::default(); packages + 1],
             accounts: Accounts::new(packages),
             marks: vec![0; nr_slots as usize],
         }
@@ -324,17 +325,17 @@ impl Slots {
     /// Bills what was kept to whoever has the slot now.
     fn pass_on(&mut self, number: u32) {
         let account = self.slots[number as usize].account;
-        for (package, ns) in self.kept.remove(&number).into_iter().flatten().enumerate() {
+        for (package, time) in self.kept.remove(&number).into_iter().flatten().enumerate() {
             match account {
-                _ if ns == 0 => {}
-                Some(account) => self.accounts.bill(package, account, ns),
-                None => self.for_other[package] += ns,
+                _ if time == Time::default() => {}
+                Some(account) => self.accounts.bill(package, account, time),
+                None => self.for_other[package] += time,
             }
         }
     }
 
     /// What is to be added to `other`, by package, the one after the last for CPUs of no known one.
-    pub(super) fn for_other(&mut self) -> impl Iterator<Item = u64> {
+    pub(super) fn for_other(&mut self) -> impl Iterator<Item = Time> {
         self.for_other.iter_mut().map(std::mem::take)
     }
 
@@ -463,19 +464,21 @@ impl Slots {
         }
     }
 
-    /// `ns` more on a package (or on CPUs of no known package, which is the one after the last).
-    /// `false`: they are nobody's.
-    pub(super) fn bill(&mut self, package: usize, slot: u32, ns: u64) -> bool {
+    /// So much more on a package (or on CPUs of no known package, which is the one after the last).
+    /// `false`: it is nobody's.
+    pub(super) fn bill(&mut self, package: usize, slot: u32, time: impl Into<Time>) -> bool {
+        let time = time.into();
         let Some(owned) = self.slots.get(slot as usize) else { return false };
         match (owned.state, owned.account) {
             (State::Spare | State::Waiting, _) => {
                 let packages = self.for_other.len();
-                let kept = self.kept.entry(slot).or_insert_with(|| vec![0; packages]);
-                kept.get_mut(package).map(|kept| *kept += ns).is_some()
+                let kept = self.kept.entry(slot);
+                let kept = kept.or_insert_with(|| vec![Time::default(); packages]);
+                kept.get_mut(package).map(|kept| *kept += time).is_some()
             }
             (State::Free, _) | (_, None) => false,
             (_, Some(account)) => {
-                self.accounts.bill(package, account, ns);
+                self.accounts.bill(package, account, time);
                 true
             }
         }

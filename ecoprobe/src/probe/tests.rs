@@ -13,6 +13,7 @@ fn options(cpus: usize) -> LoadOptions<'static> {
         btf: Path::new(BTF),
         package_of_cpu: vec![None; cpus],
         packages: 1,
+        sibling_of_cpu: Vec::new(),
         v1_controller: None,
         hierarchy_id: 0,
         max_workloads: 8,

@@ -81,7 +81,8 @@ fn probe(roots: &Roots, hierarchy: &Hierarchy) -> Check {
         })?;
         let topology = Topology::read(&roots.sysfs, cpus, Grain::default());
         let btf = kernel::btf_path(&roots.sysfs);
-        let mut probe = Probe::load(load_options(&btf, hierarchy, &topology, Needs::USUAL)?)?;
+        let mut probe =
+            Probe::load(load_options(&btf, &roots.sysfs, hierarchy, &topology, Needs::USUAL)?)?;
         probe.attach()?;
         Ok(probe.hook().name())
     };

@@ -1,9 +1,31 @@
 //! The CPU time of workloads, which may have had several slots.
 
 use std::collections::HashMap;
+use std::ops::AddAssign;
 
 use crate::base::WorkloadId;
-use crate::event::CpuTimes;
+use crate::event::{CpuTimes, PAIRED};
+
+/// CPU time, ns.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(in crate::probe) struct Time {
+    pub(in crate::probe) ns: u64,
+    /// The part of it in which the other thread of the core was busy.
+    pub(in crate::probe) paired: u64,
+}
+
+impl From<u64> for Time {
+    fn from(ns: u64) -> Self {
+        Self { ns, paired: 0 }
+    }
+}
+
+impl AddAssign for Time {
+    fn add_assign(&mut self, more: Self) {
+        self.ns += more.ns;
+        self.paired += more.paired;
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Accounts {
@@ -22,9 +44,23 @@ pub(super) struct Accounts {
 
 #[derive(Debug, Default, Clone)]
 struct Times {
-    ns: Vec<u64>,
-    changed: Vec<bool>,
-    any_changed: bool,
+    time: Vec<Time>,
+    changed: Vec<Changed>,
+    any_changed: Changed,
+}
+
+/// Since it was listed.
+#[derive(Debug, Default, Clone, Copy)]
+struct Changed {
+    ns: bool,
+    paired: bool,
+}
+
+impl Changed {
+    fn note(&mut self, more: Time) {
+        self.ns |= more.ns > 0;
+        self.paired |= more.paired > 0;
+    }
 }
 
 impl Accounts {
@@ -52,8 +88,8 @@ impl Accounts {
             self.slots.push(0);
             self.unwanted.push(false);
             for times in &mut self.packages {
-                times.ns.push(0);
-                times.changed.push(false);
+                times.time.push(Time::default());
+                times.changed.push(Changed::default());
             }
             self.ids.len() as u32 - 1
         });
@@ -102,17 +138,17 @@ impl Accounts {
         let place = self.order.partition_point(|other| ids[*other as usize] < id);
         self.order.remove(place);
         for times in &mut self.packages {
-            times.ns[account as usize] = 0;
-            times.changed[account as usize] = false;
+            times.time[account as usize] = Time::default();
+            times.changed[account as usize] = Changed::default();
         }
         self.free.push(account);
     }
 
-    pub(super) fn bill(&mut self, package: usize, account: u32, ns: u64) {
+    pub(super) fn bill(&mut self, package: usize, account: u32, more: Time) {
         if let Some(times) = self.packages.get_mut(package) {
-            times.ns[account as usize] += ns;
-            times.changed[account as usize] = true;
-            times.any_changed = true;
+            times.time[account as usize] += more;
+            times.changed[account as usize].note(more);
+            times.any_changed.note(more);
         }
     }
 
@@ -120,13 +156,25 @@ impl Accounts {
         let places = out.packages.iter_mut().chain([&mut out.unplaced]);
         for (times, place) in self.packages.iter_mut().zip(places) {
             place.workloads.clear();
-            if !std::mem::take(&mut times.any_changed) {
+            let mut paired = place.features.get_mut(&PAIRED).map(|counts| &mut counts.workloads);
+            if let Some(paired) = &mut paired {
+                paired.clear();
+            }
+            let any = std::mem::take(&mut times.any_changed);
+            if !any.ns && !any.paired {
                 continue;
             }
             for &account in &self.order {
                 let account = account as usize;
-                if std::mem::take(&mut times.changed[account]) {
-                    place.workloads.push((self.ids[account], times.ns[account]));
+                let (id, time) = (self.ids[account], times.time[account]);
+                let changed = std::mem::take(&mut times.changed[account]);
+                if changed.ns {
+                    place.workloads.push((id, time.ns));
+                }
+                if changed.paired
+                    && let Some(paired) = &mut paired
+                {
+                    paired.push((id, time.paired));
                 }
             }
         }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::event::PackageTime;
+use crate::event::{Counts, PAIRED, PackageTime};
 
 const MS: u64 = 1_000_000;
 const IDLE_CPU: View = View::Slots { held: 0, running: None, cuts: [None; MAX_CUTS] };
@@ -159,7 +159,41 @@ fn accounts_do_not_grow_with_jobs() {
 }
 
 fn other(slots: &mut Slots) -> u64 {
-    slots.for_other().sum()
+    slots.for_other().map(|time| time.ns).sum()
+}
+
+/// Paired time goes wherever the CPU time goes of which it is a part, and is listed when it changes.
+#[test]
+fn paired_time_has_the_same_owners() {
+    let mut slots = Slots::new(SLOT_FIRST + 4, 2, 1);
+    let mut times = CpuTimes { packages: vec![PackageTime::default()], ..CpuTimes::default() };
+    times.packages[0].features.insert(PAIRED, Counts::default());
+    let mut list = |slots: &mut Slots| {
+        slots.list(&mut times);
+        let package = &times.packages[0];
+        let ids = |list: &[(WorkloadId, u64)]| {
+            list.iter().map(|(id, ns)| (id.0, *ns)).collect::<Vec<_>>()
+        };
+        (ids(&package.workloads), ids(&package.features[&PAIRED].workloads))
+    };
+    let own = new(slots.begin(WorkloadId(1), 10));
+    let spares = [(); 2].map(|()| slots.spare().unwrap());
+    slots.wait(spares[0], 20, 0, 0);
+    slots.wait(spares[1], 30, 0, 0);
+    slots.bill(0, own, Time { ns: 7, paired: 3 });
+    slots.bill(0, spares[0], Time { ns: 5, paired: 5 });
+    slots.bill(0, spares[1], Time { ns: 11, paired: 4 });
+    assert_eq!(list(&mut slots), (vec![(1, 7)], vec![(1, 3)]));
+    assert!(matches!(slots.begin(WorkloadId(2), 20), Begin::Adopted { .. }));
+    assert_eq!(declined(&mut slots, 0, &[]), [(spares[1], None)]);
+    let other: Vec<Time> = slots.for_other().collect();
+    assert_eq!(other[0], Time { ns: 11, paired: 4 });
+    slots.bill(0, own, Time { ns: 1, paired: 0 });
+    assert_eq!(list(&mut slots), (vec![(1, 8), (2, 5)], vec![(2, 5)]));
+    // What was reckoned too high at first: no more CPU time, but some of it turns out to be paired.
+    slots.bill(0, own, Time { ns: 0, paired: 2 });
+    assert_eq!(list(&mut slots), (vec![], vec![(1, 5)]));
+    assert_eq!(list(&mut slots), (vec![], vec![]));
 }
 
 fn declined(slots: &mut Slots, now: u64, undecided: &[u64]) -> Vec<(u32, Option<u64>)> {
