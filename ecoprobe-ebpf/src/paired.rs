@@ -150,21 +150,33 @@ pub fn settle_anew<M: Memory>(cpu: M, rest: u64, lost: u64, mono_ns: u64) {
 #[inline(always)]
 pub fn turn<M: Memory>(cpu: M, idles: bool, mono_ns: u64) {
     let account = cpu.load(Word::IdleAccount);
-    let known = account != 0;
-    if known && (account & IDLES != 0) == idles {
-        return;
-    }
-    if idles {
-        // No less than one, lest it be taken for unknown.
-        let idled = if known { account >> 1 } else { 1 };
-        if known {
-            settle(cpu, 0, sibling_idle_by(cpu, mono_ns));
-        }
-        cpu.store(Word::IdleAccount, (mono_ns.wrapping_sub(idled) << 1) | IDLES);
-    } else {
-        let idled = if known { mono_ns.saturating_sub(account >> 1).max(1) } else { 1 };
-        cpu.store(Word::IdleAccount, idled << 1);
+    if account == 0 {
+        // From now on it is known. Not as 0, lest it be taken for unknown.
+        cpu.store(Word::IdleAccount, 1 << 1);
         cpu.store(Word::SettledNs, cpu.load(Word::SlotNs));
         cpu.store(Word::SiblingIdleNs, sibling_idle_by(cpu, mono_ns));
     }
+    let idled = account & IDLES != 0;
+    if idles && !idled {
+        fall_asleep(cpu, mono_ns);
+    } else if !idles && idled {
+        wake_up(cpu, mono_ns);
+    }
+}
+
+/// A CPU that is awake falls asleep.
+#[inline(always)]
+pub fn fall_asleep<M: Memory>(cpu: M, mono_ns: u64) {
+    settle(cpu, 0, sibling_idle_by(cpu, mono_ns));
+    let idled = cpu.load(Word::IdleAccount) >> 1;
+    cpu.store(Word::IdleAccount, (mono_ns.wrapping_sub(idled) << 1) | IDLES);
+}
+
+/// A CPU that is asleep wakes up.
+#[inline(always)]
+pub fn wake_up<M: Memory>(cpu: M, mono_ns: u64) {
+    cpu.store(Word::SiblingIdleNs, sibling_idle_by(cpu, mono_ns));
+    cpu.store(Word::SettledNs, cpu.load(Word::SlotNs));
+    let idled = mono_ns.saturating_sub(cpu.load(Word::IdleAccount) >> 1).max(1);
+    cpu.store(Word::IdleAccount, idled << 1);
 }

@@ -70,9 +70,11 @@ fn on_switch<K: Kernel>(ctx: &impl EbpfContext, prev: *const u8, next: *const u8
             (*cpu).task = next as u64;
             let was = (*cpu).tgid;
             (*cpu).tgid = tgid;
-            if Cpu(cpu).has_siblings() && (was == 0 || tgid == 0) {
-                // All that is left to do, so that nothing need be kept meanwhile.
-                turn_to::<K>(cpu, next);
+            // Either is all that is left to do, so that nothing need be kept meanwhile.
+            if Cpu(cpu).has_siblings() && tgid == 0 {
+                fall_asleep(cpu);
+            } else if Cpu(cpu).has_siblings() && was == 0 {
+                wake_up::<K>(cpu, next);
             } else if tgid != 0 && (*cpu).cgroup != cgroup_of::<K>(next) as u64 {
                 cold_path();
                 look_up::<K>(cpu, next);
@@ -127,16 +129,18 @@ unsafe fn rare_switch<K: Kernel>(
     }
 }
 
-/// The CPU has fallen asleep, or woken up to run `task`.
+/// The CPU, which was awake, has fallen asleep where its slice began: idle never follows idle.
 #[inline(never)]
-unsafe fn turn_to<K: Kernel>(cpu: *mut CpuState, task: *const u8) {
+unsafe fn fall_asleep(cpu: *mut CpuState) {
+    paired::fall_asleep(Cpu(cpu), protocol::start(Cpu(cpu)));
+}
+
+/// The CPU, which was asleep, has woken up where its slice began, to run `task`.
+#[inline(never)]
+unsafe fn wake_up<K: Kernel>(cpu: *mut CpuState, task: *const u8) {
+    paired::wake_up(Cpu(cpu), protocol::start(Cpu(cpu)));
     // SAFETY: as in on_switch.
-    unsafe {
-        turn(cpu);
-        if (*cpu).tgid != 0 {
-            hold_slot_of::<K>(cpu, task);
-        }
-    }
+    unsafe { hold_slot_of::<K>(cpu, task) };
 }
 
 /// The CPU has fallen asleep or woken up where its slice began, or goes on as it did.
