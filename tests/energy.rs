@@ -94,18 +94,28 @@ fn duty(busy_ms: u64, period_ms: u64) -> Shape {
 
 /// Every window tells a part of what the report tells in sum.
 #[track_caller]
+/// What was measured is the same to rounding. What was billed at the time, and what everybody has in the
+/// end by what was learned meanwhile, is about the same.
 fn assert_windows_sum_up(windows: &[Value], report: &Report) {
     let sum = |figure: &dyn Fn(&Value) -> f64| windows.iter().map(figure).sum::<f64>();
     assert_equal(sum(&|w| number(&w["seconds"])), number(&report.0["window"]["seconds"]), "time");
     for component in ["cpu", "dram"] {
         for figure in ["measured_j", "idle_j", "workloads_j", "other_j", "unattributed_j"] {
             let windows = sum(&|window| number(&window["node"][component][figure]));
-            assert_near_to(windows, report.node(component, figure), figure);
+            let in_the_end = report.node(component, figure);
+            match figure {
+                "measured_j" => assert_near_to(windows, in_the_end, figure),
+                _ => {
+                    let measured = report.node(component, "measured_j");
+                    let off = (windows - in_the_end).abs();
+                    assert!(off < GIVEN * measured, "{figure}: {windows} {in_the_end}");
+                }
+            }
         }
     }
     for (at, workload) in report.0["workloads"].as_array().unwrap().iter().enumerate() {
         let of = |view: &Value| number(&view["energy_j"]["total"]);
-        assert_near_to(sum(&|window| of(&window["workloads"][at])), of(workload), "total");
+        assert_near(sum(&|window| of(&window["workloads"][at])), of(workload), 0.05, "total");
         let of = |view: &Value| number(&view["cpu_seconds"]);
         assert_near_to(sum(&|window| of(&window["workloads"][at])), of(workload), "cpu_seconds");
     }

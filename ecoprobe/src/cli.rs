@@ -123,6 +123,10 @@ pub struct SettingsArgs {
     /// Bill a GPU's idle energy to whoever holds memory on it.
     #[arg(long)]
     pub gpu_idle_to_holders: bool,
+    /// How unlike the workloads' power per busy CPU is: standard deviation, as a part of the mean,
+    /// 0 (all alike) to 1. [default: what real workloads are like]
+    #[arg(long, value_name = "PART", value_parser = parse_part)]
+    pub price_spread: Option<f64>,
     /// Carbon intensity of the electricity, grams of CO2e per kWh.
     #[arg(long, value_name = "G", value_parser = parse_not_negative)]
     pub carbon_intensity: Option<f64>,
@@ -198,6 +202,13 @@ fn parse_not_negative(text: &str) -> Result<f64, String> {
     }
 }
 
+fn parse_part(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
+        _ => Err("expected a number from 0 to 1".into()),
+    }
+}
+
 fn parse_pue(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value.is_finite() && value >= 1.0 => Ok(value),
@@ -240,6 +251,8 @@ mod tests {
             &["ecoprobe", "--cgroup", "a", "--interval", "1us"],
             &["ecoprobe", "--cgroup", "a", "--duration", "500000000000y"],
             &["ecoprobe", "--cgroup", "a", "--pue", "0.5"],
+            &["ecoprobe", "--cgroup", "a", "--price-spread", "1.5"],
+            &["ecoprobe", "--cgroup", "a", "--price-spread", "NaN"],
             &["ecoprobe", "--cgroup", "a", "--price", "-1"],
             &["ecoprobe", "--cgroup", "a", "--static-power", "nan"],
             &["ecoprobe", "--cgroup", "a", "--static-power", "package-0"],

@@ -169,9 +169,15 @@ fn target(OutputArgs { format, output }: OutputArgs) -> Target {
 }
 
 fn wishes(args: SettingsArgs) -> Wishes {
-    let SettingsArgs { static_power, idle, gpu_idle_to_holders, carbon_intensity, pue, price } =
-        args;
-    Wishes { static_power, idle, gpu_idle_to_holders, carbon_intensity, pue, price }
+    Wishes {
+        static_power: args.static_power,
+        idle: args.idle,
+        gpu_idle_to_holders: args.gpu_idle_to_holders,
+        price_spread: args.price_spread,
+        carbon_intensity: args.carbon_intensity,
+        pue: args.pue,
+        price: args.price,
+    }
 }
 
 #[cfg(test)]

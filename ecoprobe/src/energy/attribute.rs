@@ -68,8 +68,8 @@ pub(crate) fn attribute(
     let idle = window.energy - dynamic;
     let shared_by_use = idle_to == IdleTo::Users;
     let mut left = idle;
-    for (user, part) in usage.parts() {
-        let idle = if shared_by_use { idle * part } else { NOTHING };
+    for (user, part, of_idle) in usage.parts() {
+        let idle = if shared_by_use { idle * of_idle } else { NOTHING };
         left = left - idle;
         post(Posting { account: user.into(), dynamic: dynamic * part, idle });
     }
@@ -143,7 +143,7 @@ mod tests {
     fn holders_share_idle_energy_alike() {
         let users = [(A, 1.0)];
         let holders = [User::Other, A];
-        let usage = Usage { users: &users, untold: 0.0, holders: &holders };
+        let usage = Usage { users: &users, holders: &holders, ..Usage::default() };
         let shared = postings(150.0, usage, 50.0, IdleTo::Holders);
         let expected = [
             posting(A.into(), 100.0, 0.0),
@@ -176,7 +176,7 @@ mod tests {
             let users: Vec<_> = weights.iter().zip(1..)
                 .map(|(weight, id)| (User::Workload(WorkloadId(id)), *weight)).collect();
             let holders: Vec<_> = users.iter().map(|(user, _)| *user).step_by(2).collect();
-            let usage = Usage { users: &users, untold, holders: &holders };
+            let usage = Usage { users: &users, untold, holders: &holders, ..Usage::default() };
             let idle_to = [IdleTo::Nobody, IdleTo::Users, IdleTo::Holders][policy];
             let postings = postings(joules, usage, watts, idle_to);
             let mut sum = 0.0;

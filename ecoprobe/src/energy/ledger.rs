@@ -15,6 +15,7 @@
 use rustc_hash::FxHashMap;
 
 use super::attribute::{IdleTo, Posting, ROUNDING, Static, Window, attribute};
+use super::model::Figure;
 use super::usage::Usage;
 use crate::base::{Account, Joules, Seconds, User, Watts};
 
@@ -57,6 +58,8 @@ struct Line {
     /// What was posted.
     dynamic: Sum,
     idle: Sum,
+    /// Standard error of the dynamic energy, where it is known.
+    stderr: Option<f64>,
 }
 
 impl Line {
@@ -65,7 +68,11 @@ impl Line {
     }
 
     fn bill(&self) -> Bill {
-        Bill { dynamic: Joules(self.dynamic.get()), idle: Joules(self.idle.get()) }
+        Bill {
+            dynamic: Joules(self.dynamic.get()),
+            idle: Joules(self.idle.get()),
+            stderr: self.stderr.map(Joules),
+        }
     }
 
     fn take(&mut self, other: &Self) {
@@ -79,7 +86,19 @@ impl Line {
             sum.add(more.value);
             sum.add(more.cut_off);
         }
+        if let (Some(sum), Some(more)) = (&mut self.stderr, other.stderr) {
+            *sum += more;
+        }
     }
+}
+
+/// What everybody is to have of a run.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Due {
+    pub(crate) idle: Joules,
+    /// What was drawn beyond that while nobody ran.
+    pub(crate) nobody: Joules,
+    pub(crate) users: Vec<(User, Figure)>,
 }
 
 /// How late a counter may show what was drawn: it refreshes every so often, not when it is read. What
@@ -87,17 +106,26 @@ impl Line {
 const LATENESS: Seconds = Seconds(0.1);
 
 /// What one user owes.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Bill {
     /// What running added.
     pub(crate) dynamic: Joules,
     /// Its part of the idle energy.
     pub(crate) idle: Joules,
+    /// Standard error of `dynamic`, as of the last correction; `None` where nothing says what it is.
+    pub(crate) stderr: Option<Joules>,
+}
+
+impl Default for Bill {
+    /// Nothing, for sure.
+    fn default() -> Self {
+        Self { dynamic: Joules(0.0), idle: Joules(0.0), stderr: Some(Joules(0.0)) }
+    }
 }
 
 impl Bill {
     pub(crate) fn is_some(&self) -> bool {
-        *self != Self::default()
+        self.dynamic.0 != 0.0 || self.idle.0 != 0.0
     }
 }
 
@@ -142,10 +170,10 @@ impl DomainLedger {
         self.measured.add(window.energy.0);
         self.time.add(window.time.0);
         self.static_time.add(static_time.0);
-        for (user, part) in usage.parts() {
+        for (user, part, of_idle) in usage.parts() {
             let line = self.lines.entry(user).or_default();
             line.joules.add((window.energy * part).0);
-            line.static_seconds.add((static_time * part).0);
+            line.static_seconds.add((static_time * of_idle).0);
         }
         let untold = if usage.total() > 0.0 { usage.untold_part() } else { 1.0 };
         if untold > 0.0 {
@@ -216,6 +244,48 @@ impl DomainLedger {
         post(Posting { account: Account::Unattributed, dynamic, idle: NOTHING });
         let idle = self.idle.make(if left > measured * ROUNDING { left } else { 0.0 });
         post(Posting { account: Account::Idle, dynamic: NOTHING, idle });
+    }
+
+    /// Posts what is missing to what everybody is to have by a model of the whole run. What is set apart
+    /// as idle is what is left; if that is shared by use, by the time of each.
+    pub(crate) fn correct_to(&mut self, due: &Due, idle_to: IdleTo, mut post: impl FnMut(Posting)) {
+        const NOTHING: Joules = Joules(0.0);
+        let measured = self.measured.get();
+        let positive = |joules: f64| if joules > 0.0 { joules } else { 0.0 };
+        let users: f64 = due.users.iter().map(|(_, figure)| positive(figure.value)).sum();
+        let nobody = positive(due.nobody.0);
+        let sum = users + nobody + positive(due.idle.0);
+        // Nobody has less than nothing: what that takes, all others give back.
+        let clipped = due.idle.0 < 0.0 || due.users.iter().any(|(_, figure)| figure.value < 0.0);
+        let over = (sum / measured - 1.0).abs() > 1e-9;
+        let scale = if sum > 0.0 && (clipped || over) { measured / sum } else { 1.0 };
+        let all_idle = positive(measured - (users + nobody) * scale);
+        let mut left = all_idle;
+        let by_time = all_idle / self.static_time.get();
+        let mut due_to: FxHashMap<User, Figure> = due.users.iter().copied().collect();
+        for (user, line) in &mut self.lines {
+            let figure = due_to.remove(user).unwrap_or_default();
+            let idle = match idle_to {
+                IdleTo::Users if by_time.is_finite() => line.static_seconds.get() * by_time,
+                _ => 0.0,
+            };
+            left -= idle;
+            let (dynamic, idle) =
+                (line.dynamic.make(positive(figure.value) * scale), line.idle.make(idle));
+            line.stderr = Some(figure.stderr.min(measured));
+            post(Posting { account: (*user).into(), dynamic, idle });
+        }
+        let dynamic = self.nobody.dynamic.make(nobody * scale);
+        post(Posting { account: Account::Unattributed, dynamic, idle: NOTHING });
+        let idle = self.idle.make(if left > measured * ROUNDING { left } else { 0.0 });
+        post(Posting { account: Account::Idle, dynamic: NOTHING, idle });
+    }
+
+    /// Dynamic energy is off by this part of itself.
+    pub(crate) fn set_relative_stderr(&mut self, part: f64) {
+        for line in self.lines.values_mut() {
+            line.stderr = Some(part * line.dynamic.get());
+        }
     }
 
     /// True until the first window.
@@ -291,7 +361,7 @@ mod tests {
 
     impl DomainLedger {
         fn window(&mut self, window: Window, users: &[(User, f64)], untold: f64, holders: &[User]) {
-            let usage = Usage { users, untold, holders };
+            let usage = Usage { users, untold, holders, ..Usage::default() };
             self.enter(window, usage, self.known, IdleTo::Nobody, |_| {});
         }
 
@@ -419,8 +489,14 @@ mod tests {
         ledger.window(window(100.0, 1.0), &shares(&[1.0]), 0.0, &[user(0), user(3)]);
         ledger.window(window(60.0, 1.0), &[], 0.0, &[]);
         let settled = ledger.settle(Some(Watts(60.0)), IdleTo::Holders);
-        assert_eq!(settled.bills[0], Bill { dynamic: Joules(40.0), idle: Joules(30.0) });
-        assert_eq!(settled.bills[3], Bill { dynamic: Joules(0.0), idle: Joules(30.0) });
+        assert_eq!(
+            settled.bills[0],
+            Bill { dynamic: Joules(40.0), idle: Joules(30.0), stderr: None }
+        );
+        assert_eq!(
+            settled.bills[3],
+            Bill { dynamic: Joules(0.0), idle: Joules(30.0), stderr: None }
+        );
         assert_eq!((settled.idle.0, settled.unattributed.0), (60.0, 0.0));
     }
 

@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 
 use rustc_hash::FxHashMap;
 
-use crate::base::User;
+use crate::base::{Seconds, User};
 
 /// Weights are relative to one another: CPU time on that package, use of that GPU. Those that are not
 /// above zero count for nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Usage<'a> {
     pub(crate) users: &'a [(User, f64)],
+    /// By what idle energy is shared, of the same users in the same order; without it, as all else.
+    pub(crate) idle: Option<&'a [(User, f64)]>,
     /// Weight of those who used it and cannot be told.
     pub(crate) untold: f64,
     /// Those who held the domain, whether they used it or not.
@@ -25,12 +27,22 @@ impl Usage<'_> {
         if total.is_normal() { total } else { 0.0 }
     }
 
-    /// Each user with its part of the whole, 0 to 1.
-    pub(crate) fn parts(&self) -> impl Iterator<Item = (User, f64)> {
+    /// Each user with its part of the whole, and of the idle energy where that is shared, 0 to 1.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (User, f64, f64)> {
         let inverse = self.total().recip();
         let known = if inverse.is_finite() { self.users } else { &[] };
-        let used = known.iter().filter(|(_, weight)| *weight > 0.0);
-        used.map(move |(user, weight)| (*user, weight * inverse))
+        let idle = self.idle.filter(|idle| idle.len() == self.users.len());
+        let of_idle = idle.map(|users| Usage { users, ..Self::default() }.total().recip());
+        let of_idle = of_idle.filter(|inverse| inverse.is_finite());
+        let parts = known.iter().enumerate().map(move |(index, &(user, weight))| {
+            let part = weight * inverse;
+            let of_idle = match (idle, of_idle) {
+                (Some(idle), Some(inverse)) => idle[index].1.max(0.0) * inverse,
+                _ => part,
+            };
+            (user, part, of_idle)
+        });
+        parts.filter(|(_, part, _)| *part > 0.0)
     }
 
     /// The part of those who cannot be told.
@@ -40,29 +52,59 @@ impl Usage<'_> {
     }
 }
 
-/// CPU time of several samples together, for a counter that could not be read meanwhile.
+/// CPU time of one user, nanoseconds, and the part of it beside a busy thread of the same core.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Ran {
+    pub(crate) user: User,
+    pub(crate) ns: f64,
+    pub(crate) paired_ns: f64,
+}
+
+/// What everybody did on one package.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Running<'a> {
+    /// A user stands there once.
+    pub(crate) users: &'a [Ran],
+    /// Paired time is measured.
+    pub(crate) paired: bool,
+    /// How long any CPU of the machine was awake, where that is measured.
+    pub(crate) awake: Option<Seconds>,
+}
+
+/// The running of several samples together, for a counter that could not be read meanwhile.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Gathered {
-    by_user: FxHashMap<User, f64>,
-    users: Vec<(User, f64)>,
+    by_user: FxHashMap<User, (f64, f64)>,
+    users: Vec<Ran>,
+    paired: bool,
+    awake: Option<Seconds>,
 }
 
 impl Gathered {
-    pub(crate) fn add(&mut self, users: &[(User, f64)]) {
-        for (user, weight) in users {
-            *self.by_user.entry(*user).or_default() += weight;
+    pub(crate) fn add(&mut self, running: Running<'_>) {
+        for ran in running.users {
+            let sum = self.by_user.entry(ran.user).or_default();
+            sum.0 += ran.ns;
+            sum.1 += ran.paired_ns;
         }
+        self.paired |= running.paired;
+        self.awake = add(self.awake, running.awake);
     }
 
     /// All that another one gathered, which is empty then.
     pub(crate) fn take(&mut self, other: &mut Self) {
-        for (user, weight) in other.by_user.drain() {
-            *self.by_user.entry(user).or_default() += weight;
+        for (user, (ns, paired_ns)) in other.by_user.drain() {
+            let sum = self.by_user.entry(user).or_default();
+            sum.0 += ns;
+            sum.1 += paired_ns;
         }
+        self.paired |= std::mem::take(&mut other.paired);
+        self.awake = add(self.awake, other.awake.take());
     }
 
     pub(crate) fn clear(&mut self) {
         self.by_user.clear();
+        (self.paired, self.awake) = (false, None);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -70,15 +112,25 @@ impl Gathered {
     }
 
     /// What was gathered, by who it is billed to: `row` says that of a user.
-    pub(crate) fn users(&mut self, row: impl Fn(User) -> User) -> &[(User, f64)] {
+    pub(crate) fn running(&mut self, row: impl Fn(User) -> User) -> Running<'_> {
         let mut gathered: Vec<_> = self.by_user.iter().collect();
         gathered.sort_unstable_by_key(|(user, _)| **user);
-        let mut rows: BTreeMap<User, f64> = BTreeMap::new();
-        for (user, weight) in gathered {
-            *rows.entry(row(*user)).or_default() += weight;
+        let mut rows: BTreeMap<User, (f64, f64)> = BTreeMap::new();
+        for (user, (ns, paired_ns)) in gathered {
+            let sum = rows.entry(row(*user)).or_default();
+            sum.0 += ns;
+            sum.1 += paired_ns;
         }
         self.users.clear();
-        self.users.extend(rows);
-        &self.users
+        let rows = rows.into_iter();
+        self.users.extend(rows.map(|(user, (ns, paired_ns))| Ran { user, ns, paired_ns }));
+        Running { users: &self.users, paired: self.paired, awake: self.awake }
+    }
+}
+
+fn add(sum: Option<Seconds>, more: Option<Seconds>) -> Option<Seconds> {
+    match (sum, more) {
+        (Some(sum), Some(more)) => Some(sum + more),
+        (sum, more) => sum.or(more),
     }
 }

@@ -16,6 +16,10 @@ pub struct Settings {
     pub idle: IdlePolicy,
     /// Idle energy of a GPU goes to whoever holds memory on it.
     pub gpu_idle_to_holders: bool,
+    /// How unlike the workloads' joules of a CPU-second are: their standard deviation, as a part of the
+    /// mean; 0: all alike. `None`: as `docs/model.md` has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price_spread: Option<f64>,
     /// Grams of CO2e per kWh.
     pub carbon_intensity: Option<f64>,
     /// Power usage effectiveness: watts at the meter of the building per watt here; at least 1.
@@ -47,6 +51,7 @@ pub struct Wishes {
     pub static_power: Option<GivenStaticPower>,
     pub idle: Option<IdlePolicy>,
     pub gpu_idle_to_holders: bool,
+    pub price_spread: Option<f64>,
     pub carbon_intensity: Option<f64>,
     pub pue: Option<f64>,
     pub price: Option<f64>,
@@ -95,6 +100,7 @@ impl Wishes {
         }
         settings.idle = self.idle.unwrap_or(settings.idle);
         settings.gpu_idle_to_holders |= self.gpu_idle_to_holders;
+        settings.price_spread = self.price_spread.or(settings.price_spread);
         settings.carbon_intensity = self.carbon_intensity.or(settings.carbon_intensity);
         settings.pue = self.pue.or(settings.pue);
         settings.price = self.price.or(settings.price);

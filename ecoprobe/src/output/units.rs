@@ -21,11 +21,36 @@ impl fmt::Display for Quantity {
 
 type Scale = &'static [(f64, &'static str)];
 
+const JOULES: Scale =
+    &[(1e-6, "µJ"), (1e-3, "mJ"), (1.0, "J"), (1e3, "kJ"), (1e6, "MJ"), (1e9, "GJ")];
+
 /// µJ to GJ.
 pub(crate) fn joules(value: f64) -> Quantity {
-    const SCALE: Scale =
-        &[(1e-6, "µJ"), (1e-3, "mJ"), (1.0, "J"), (1e3, "kJ"), (1e6, "MJ"), (1e9, "GJ")];
-    scaled(value, SCALE)
+    scaled(value, JOULES)
+}
+
+/// Joules that are known within `bar` to either side, and the bar: in one unit, with no digit beyond the
+/// first that is unknown; or beyond the second where that first one is a 1.
+pub(crate) fn joules_within(value: f64, bar: f64) -> (Quantity, Quantity) {
+    let plain = joules(value);
+    let factor = JOULES.iter().find(|(_, unit)| *unit == plain.unit).map_or(1.0, |scale| scale.0);
+    let off = bar / factor;
+    if !(off > 0.0 && off.is_finite() && value.is_finite()) {
+        return (plain, joules(bar));
+    }
+    let place = off.log10().floor();
+    let place = if off / 10_f64.powf(place) < 1.95 { place - 1.0 } else { place };
+    let decimals = (-place).clamp(0.0, 6.0) as usize;
+    let step = 10_f64.powf(place.max(0.0));
+    let digits = |number: f64| Quantity {
+        number: format!("{:.*}", decimals, (number / step).round() * step),
+        unit: plain.unit,
+    };
+    let rounded = |number: f64| match decimals {
+        0 => digits(number),
+        _ => Quantity { number: format!("{number:.decimals$}"), unit: plain.unit },
+    };
+    (rounded(value / factor), rounded(off))
 }
 
 /// Joules, shown as mWh to MWh.
@@ -165,6 +190,22 @@ mod tests {
     fn check(format: impl Fn(f64) -> Quantity, expected: &[(f64, &str)]) {
         for (value, text) in expected {
             assert_eq!(format(*value).to_string(), *text, "{value}");
+        }
+    }
+
+    #[test]
+    fn no_digit_is_shown_that_is_not_known() {
+        for (value, bar, expected, off) in [
+            (12_345.0, 432.0, "12.3 kJ", "0.4 kJ"),
+            (12_345.0, 123.0, "12.35 kJ", "0.12 kJ"),
+            (812.0, 230.0, "800 J", "200 J"),
+            (8.126, 0.0432, "8.13 J", "0.04 J"),
+            (45.0, 45.0, "50 J", "50 J"),
+            (0.0, 0.0, "0 J", "0 J"),
+            (3.0, f64::NAN, "3.00 J", MISSING),
+        ] {
+            let (number, bar) = joules_within(value, bar);
+            assert_eq!((&*number.to_string(), &*bar.to_string()), (expected, off), "{value}");
         }
     }
 

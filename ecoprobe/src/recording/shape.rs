@@ -210,13 +210,16 @@ fn check_header(header: &Header) -> Result<(), String> {
         }
     }
     let settings = &header.settings;
-    let optional = [settings.carbon_intensity, settings.pue, settings.price];
+    let optional = [settings.carbon_intensity, settings.pue, settings.price, settings.price_spread];
     let amounts = settings.static_watts.values().copied().chain(optional.into_iter().flatten());
     if !amounts.into_iter().all(is_amount) {
         return Err("a setting that is no amount".into());
     }
     match settings.pue {
         Some(pue) if pue < 1.0 => Err("a PUE below 1".into()),
+        _ if settings.price_spread.is_some_and(|spread| spread > 1.0) => {
+            Err("a spread of prices above 1".into())
+        }
         _ => Ok(()),
     }
 }

@@ -11,12 +11,13 @@ use crate::carbon;
 use crate::energy::books::{
     Bill, Books, Coverage, Covered, Known, Member, Sums, Totals, WindowSums,
 };
-use crate::energy::model::StaticPower;
+use crate::energy::model::{Doubt, Figure, Method, StaticPower, Summary};
 use crate::event::settings::IdlePolicy;
 use crate::event::sources::StaticPowerKind;
 use report::{
-    ComponentBooks, Node, NodeLine, NodeLines, REPORT_SCHEMA, Report, RunSpan, Sources,
-    StaticPowerSource, WindowReport, WindowWorkload, WorkloadEnergy, WorkloadGpu, WorkloadReport,
+    ComponentBooks, ModelReport, Node, NodeLine, NodeLines, REPORT_SCHEMA, Report, RunSpan,
+    Sources, StaticPowerSource, WindowReport, WindowWorkload, WorkloadEnergy, WorkloadGpu,
+    WorkloadReport, WorkloadStderr,
 };
 
 /// The report of the run so far, with everything posted as it is known now.
@@ -44,6 +45,7 @@ pub(crate) fn report(books: &mut Books, own: Own) -> Report {
         sources: Sources::new(&header.sources, books.basis(), static_power(books)),
         node: node(&totals, &workloads_j),
         workloads,
+        model: books.models().map(|(domain, summary)| model(domain, &summary)).collect(),
         own,
         warnings: books.warnings(),
     }
@@ -59,7 +61,11 @@ fn workload(
     run: Seconds,
 ) -> WorkloadReport {
     let settings = &books.header().settings;
-    let energy_j = energy(books, measured(books, member, covered, totals, bills), bills);
+    let measured = measured(books, member, covered, totals, bills);
+    let energy_j = energy(books, measured, bills);
+    let stderr_j = stderr(measured, bills);
+    let cpu_seconds = Seconds::from_ns(member.cpu_ns).0;
+    let watts_per_cpu = energy_j.cpu.zip(stderr_j.cpu).filter(|_| cpu_seconds > 0.0);
     let pue = settings.pue.unwrap_or(1.0);
     let billed = |rate: Option<f64>, figure: fn(Joules, f64, f64) -> f64| {
         Some(figure(energy_j.total.map(Joules)?, rate?, pue))
@@ -75,9 +81,20 @@ fn workload(
         cgroup_id: member.workload.cgroup_id,
         kind: member.workload.kind,
         labels: member.workload.labels.clone(),
-        cpu_seconds: Seconds::from_ns(member.cpu_ns).0,
+        cpu_seconds,
         gpu_seconds: books.gpu_seconds(id),
         energy_j,
+        stderr_j,
+        watts_per_cpu: watts_per_cpu.map(|(value, stderr)| report::Figure {
+            value: value / cpu_seconds,
+            stderr: stderr / cpu_seconds,
+        }),
+        method: energy_j.cpu.and_then(|_| books.method(id)).map(|method| match method {
+            Method::Alone => report::Method::Alone,
+            Method::Shared => report::Method::Shared,
+            Method::OwnPrice => report::Method::OwnPrice,
+            Method::Estimate => report::Method::Estimate,
+        }),
         partial: partial(books, covered, member),
         mean_power_w: mean_power(energy_j.total, run),
         emissions_g: billed(settings.carbon_intensity, carbon::emissions_grams),
@@ -156,6 +173,44 @@ fn energy(
     let gpu = dynamic(Component::Gpu);
     let total = sum([cpu, dram, gpu, idle_share]);
     WorkloadEnergy { cpu, dram, gpu, idle_share, total }
+}
+
+/// How far off each figure may be. The errors of different components have nothing to do with one
+/// another.
+fn stderr(measured: [bool; Component::COUNT], bills: &[Bill; Component::COUNT]) -> WorkloadStderr {
+    let known = Component::ALL.map(|component| {
+        let index = component as usize;
+        measured[index].then(|| bills[index].stderr.map(|stderr| stderr.0))
+    });
+    let [cpu, dram, gpu] = known.map(Option::flatten);
+    let mut all = known.into_iter().flatten().peekable();
+    let total = all.peek().is_some().then(|| {
+        all.try_fold(0.0, |sum: f64, stderr| stderr.map(|stderr| libm::hypot(sum, stderr)))
+    });
+    WorkloadStderr { cpu, dram, gpu, total: total.flatten() }
+}
+
+fn model(domain: &str, summary: &Summary) -> ModelReport {
+    let Summary { asleep, awake, price, paired_weight, residual, rows, doubts } = summary;
+    let figure = |figure: &Figure| report::Figure { value: figure.value, stderr: figure.stderr };
+    ModelReport {
+        domain: domain.to_owned(),
+        asleep_w: figure(asleep),
+        awake_w: figure(awake),
+        price_j_per_cpu_s: figure(price),
+        paired_weight: paired_weight.as_ref().map(figure),
+        residual: *residual,
+        windows: *rows,
+        doubts: doubts
+            .iter()
+            .map(|doubt| match doubt {
+                Doubt::TooShort => report::Doubt::TooShort,
+                Doubt::NeverAsleep => report::Doubt::NeverAsleep,
+                Doubt::Capped => report::Doubt::Capped,
+                Doubt::Misfit => report::Doubt::Misfit,
+            })
+            .collect(),
+    }
 }
 
 fn node(totals: &Totals, workloads_j: &[Joules; Component::COUNT]) -> Node {

@@ -19,6 +19,8 @@ pub struct Report {
     pub sources: Sources,
     pub node: Node,
     pub workloads: Vec<WorkloadReport>,
+    /// The power model of each domain that has learned one.
+    pub model: Vec<ModelReport>,
     #[serde(rename = "self")]
     pub own: Own,
     pub warnings: Vec<String>,
@@ -156,6 +158,11 @@ pub struct WorkloadReport {
     /// Seconds that it kept a GPU busy, all devices together.
     pub gpu_seconds: Option<f64>,
     pub energy_j: WorkloadEnergy,
+    pub stderr_j: WorkloadStderr,
+    /// Dynamic CPU energy by CPU time: watts while one CPU is busy.
+    pub watts_per_cpu: Option<Figure>,
+    /// How its CPU energy was told from that of others.
+    pub method: Option<Method>,
     /// What the figures leave out, and why.
     pub partial: Option<String>,
     /// `energy_j.total` over the report's window.
@@ -174,6 +181,76 @@ pub struct WorkloadEnergy {
     pub gpu: Option<f64>,
     pub idle_share: Option<f64>,
     pub total: Option<f64>,
+}
+
+/// Standard errors of the figures of [`WorkloadEnergy`] beside them; `null` where nothing says how far
+/// off a figure may be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct WorkloadStderr {
+    pub cpu: Option<f64>,
+    pub dram: Option<f64>,
+    pub gpu: Option<f64>,
+    pub total: Option<f64>,
+}
+
+/// A figure and its standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Figure {
+    pub value: f64,
+    pub stderr: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// Next to nobody else ran on its packages.
+    Alone,
+    /// By its CPU time, at the price that all have.
+    Shared,
+    /// At a price of its own.
+    #[serde(rename = "own price")]
+    OwnPrice,
+    /// Nothing was measured.
+    Estimate,
+}
+
+/// The power model of one domain.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ModelReport {
+    pub domain: String,
+    /// Watts with nothing running.
+    pub asleep_w: Figure,
+    /// Watts more as soon as any CPU of the machine runs.
+    pub awake_w: Figure,
+    /// Joules of a CPU-second.
+    pub price_j_per_cpu_s: Figure,
+    /// What a CPU-second counts beside a busy thread of the same core, 0 to 1; `null` where such time
+    /// is not measured.
+    pub paired_weight: Option<Figure>,
+    /// Mean absolute difference between what was drawn and what was predicted beforehand, as a part of
+    /// what was drawn.
+    pub residual: f64,
+    /// What was learned from.
+    pub windows: u64,
+    /// What it could not tell.
+    pub doubts: Vec<Doubt>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Doubt {
+    /// Fewer than ten windows.
+    #[serde(rename = "too short")]
+    TooShort,
+    /// The machine never slept: how much of what is drawn at no load is drawn asleep, rests on what
+    /// machines are like.
+    #[serde(rename = "never asleep")]
+    NeverAsleep,
+    /// Power does not follow the load, as in a package that is at its limit.
+    #[serde(rename = "capped")]
+    Capped,
+    /// Power is not what the model makes of the load.
+    #[serde(rename = "misfit")]
+    Misfit,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -5,68 +5,100 @@ use std::sync::Arc;
 use super::roster::Roster;
 use super::window::Recent;
 use super::{Known, given_static_power, recorded_estimate};
-use crate::base::{Component, Joules, Seconds, User};
+use crate::base::{Component, Joules, Seconds, User, Watts};
 use crate::energy::attribute::{IdleTo, Window};
 use crate::energy::counter::{Counter, Outcome, Reason};
 use crate::energy::estimate::Estimate;
 use crate::energy::ledger::DomainLedger;
-use crate::energy::model::{Grain, PowerModel};
-use crate::energy::usage::{Gathered, Usage};
-use crate::event::sources::StaticPowerKind;
-use crate::event::{CpuTimes, Domain, Header, PackageTime, Reading};
+use crate::energy::model::{Bank, Method, Observation, StaticPower, Summary, Traits};
+use crate::energy::usage::{Gathered, Ran, Running, Usage};
+use crate::event::sources::{Host, StaticPowerKind};
+use crate::event::{CpuTimes, Domain, Header, PAIRED, PackageTime, Reading, Sample};
 
-/// CPU time that each package's users gained in the newest sample.
+/// What each package's users did in the newest sample.
 #[derive(Debug)]
 pub(super) struct PackageUsage {
     /// By package; the last one stands for CPUs whose package is not known.
-    users: Vec<Vec<(User, f64)>>,
-    /// The highest CPU time of those who are no workload, likewise, nanoseconds.
-    other_ns: Vec<u64>,
+    users: Vec<Vec<Ran>>,
+    /// Whether paired time is measured there.
+    paired: Vec<bool>,
+    /// The highest CPU time of those who are no workload, likewise, and of it the paired part, nanoseconds.
+    other_ns: Vec<[u64; 2]>,
+    /// How long the machine was awake, and the highest time that was told.
+    awake: Option<Seconds>,
+    awake_ns: Option<u64>,
 }
 
 impl PackageUsage {
     pub(super) fn new(packages: usize) -> Self {
-        Self { users: vec![Vec::new(); packages + 1], other_ns: vec![0; packages + 1] }
+        Self {
+            users: vec![Vec::new(); packages + 1],
+            paired: vec![false; packages + 1],
+            other_ns: vec![[0; 2]; packages + 1],
+            awake: None,
+            awake_ns: None,
+        }
     }
 
     /// Finds what everybody gained since the sample before; the `first` one is where counting starts.
     pub(super) fn advance(
         &mut self,
-        cpu: &CpuTimes,
+        sample: &Sample,
         roster: &mut Roster,
         first: bool,
         mut recent: Option<&mut Recent>,
     ) {
+        let CpuTimes { packages, unplaced: elsewhere } = &sample.cpu;
         let unplaced = self.users.len() - 1;
-        let packages = cpu.packages.iter().take(unplaced).enumerate();
+        let packages = packages.iter().take(unplaced).enumerate();
         for users in &mut self.users {
             users.clear();
         }
-        for (place, time) in packages.chain([(unplaced, &cpu.unplaced)]) {
-            let PackageTime { other, workloads, .. } = time;
+        for (place, time) in packages.chain([(unplaced, elsewhere)]) {
+            let PackageTime { other, workloads, features, .. } = time;
+            let paired = features.get(&PAIRED);
+            self.paired[place] = paired.is_some();
             let users = &mut self.users[place];
             let highest = &mut self.other_ns[place];
-            let gained = if first { 0 } else { other.saturating_sub(*highest) };
-            *highest = (*highest).max(*other);
+            let others = [*other, paired.map_or(highest[1], |paired| paired.other)];
+            let [gained, gained_paired] = [0, 1].map(|index| {
+                let before = highest[index];
+                highest[index] = before.max(others[index]);
+                if first { 0 } else { others[index].saturating_sub(before) }
+            });
             if gained > 0 {
-                users.push((User::Other, gained as f64));
+                users.push(Ran::new(User::Other, gained, gained_paired));
             }
+            let mut paired = paired.map_or(&[][..], |paired| &paired.workloads).iter().peekable();
             for &(id, ns) in workloads {
+                while paired.next_if(|(other, _)| *other < id).is_some() {}
+                let paired = paired.next_if(|(other, _)| *other == id);
+                let paired = paired.map_or(0, |(_, ns)| roster.advance_paired(id, place, *ns));
                 let Some(gained) = roster.advance(id, place, ns, first) else { continue };
                 if gained > 0 {
-                    users.push((User::Workload(id), gained as f64));
+                    users.push(Ran::new(User::Workload(id), gained, paired));
                     if let Some(recent) = &mut recent {
                         recent.ran(id, place, gained);
                     }
                 }
             }
         }
+        let before = self.awake_ns;
+        self.awake_ns = sample.awake_ns.max(before);
+        let gained = sample.awake_ns.zip(before).map(|(now, before)| now.saturating_sub(before));
+        self.awake = gained.map(Seconds::from_ns);
     }
 
-    /// Nanoseconds that each user ran on a package; a user stands there once.
-    pub(super) fn of(&self, package: usize) -> &[(User, f64)] {
+    pub(super) fn of(&self, package: usize) -> Running<'_> {
         let known = package < self.users.len() - 1;
-        if known { &self.users[package] } else { &[] }
+        let users = if known { &self.users[package][..] } else { &[] };
+        Running { users, paired: known && self.paired[package], awake: self.awake }
+    }
+}
+
+impl Ran {
+    fn new(user: User, ns: u64, paired_ns: u64) -> Self {
+        Self { user, ns: ns as f64, paired_ns: paired_ns.min(ns) as f64 }
     }
 }
 
@@ -132,23 +164,23 @@ impl Awaiting {
     }
 
     /// The counter says nothing of the newest sample, for now.
-    fn add(&mut self, counter: &Counter, reading: Option<Reading>, users: &[(User, f64)]) {
+    fn add(&mut self, counter: &Counter, reading: Option<Reading>, running: Running<'_>) {
         let read_ns = reading.map(|reading| reading.mono_ns);
         let (base_ns, suspect_ns) = counter.starts();
         if suspect_ns.is_some() && suspect_ns == read_ns {
             self.before.take(&mut self.after);
-            self.before.add(users);
+            self.before.add(running);
             self.suspect_ns = suspect_ns;
         } else if base_ns.is_none() || base_ns == read_ns {
             // Energy from before this reading will not come any more.
             self.clear();
         } else {
-            self.after.add(users);
+            self.after.add(running);
         }
     }
 
     /// Who ran since an energy began, up to the newest sample, whose users are `newest`.
-    fn since(mut self, from_ns: u64, newest: &[(User, f64)]) -> Gathered {
+    fn since(mut self, from_ns: u64, newest: Running<'_>) -> Gathered {
         if self.suspect_ns.is_none_or(|suspect_ns| from_ns < suspect_ns) {
             self.before.take(&mut self.after);
             self.after = self.before;
@@ -158,14 +190,25 @@ impl Awaiting {
     }
 }
 
+/// What is known of how a domain's power follows from who runs.
+#[derive(Debug)]
+enum Model {
+    /// An estimate's: static power, and the rest by time.
+    Known(Watts),
+    Learned(Box<Bank>),
+}
+
 /// One domain of the CPU side: its source, its model and its ledger.
 #[derive(Debug)]
 pub(super) struct CpuDomain {
     domain: Domain,
     source: Source,
-    pub(super) model: PowerModel,
+    model: Model,
     pub(super) ledger: DomainLedger,
     awaiting: Awaiting,
+    /// Of the newest window: CPU time, and what it counts.
+    times: Vec<(User, f64)>,
+    weights: Vec<(User, f64)>,
     /// The kind of static power, where it was known beforehand.
     beforehand: Option<StaticPowerKind>,
 }
@@ -181,10 +224,27 @@ impl CpuDomain {
             None => Source::Counter(Counter::default()),
             Some(estimate) => Source::Estimate(Estimated::new(estimate)),
         };
+        let cpus = header.cpu.as_ref().and_then(|cpu| cpu.online_cpus.get(domain.package));
+        let cpus = cpus.map(|cpus| *cpus as f64).or_else(|| {
+            let Host { cpus, .. } = header.host;
+            Some(cpus as f64 / header.packages.len().max(1) as f64)
+        });
+        let is_estimate = matches!(beforehand, Some(StaticPowerKind::Estimate));
+        let model = match watts {
+            Some(watts) if is_estimate => Model::Known(watts),
+            watts => {
+                let cpus = cpus.filter(|cpus| *cpus >= 1.0);
+                let spread = header.settings.price_spread;
+                let traits = Traits::of(domain.component, cpus, spread, domain.joules_per_count);
+                Model::Learned(Box::new(Bank::new(watts, traits)))
+            }
+        };
         Self {
             domain: domain.clone(),
             source,
-            model: PowerModel::new(watts, Grain::RAPL),
+            model,
+            times: Vec::new(),
+            weights: Vec::new(),
             ledger: DomainLedger::new(watts),
             awaiting: Awaiting::default(),
             beforehand,
@@ -203,8 +263,31 @@ impl CpuDomain {
         self.domain.package
     }
 
+    pub(super) fn static_power(&self) -> StaticPower {
+        match &self.model {
+            Model::Known(watts) => StaticPower::Given(*watts),
+            Model::Learned(bank) => bank.static_power(),
+        }
+    }
+
+    /// How a user's energy was told from that of others; `None` if it did not run.
+    pub(super) fn method(&self, user: User) -> Option<Method> {
+        match &self.model {
+            Model::Known(_) => self.ledger.bill(user).map(|_| Method::Estimate),
+            Model::Learned(bank) => bank.method(user),
+        }
+    }
+
+    /// The model's terms; `None` where there is none, or it has not learned anything.
+    pub(super) fn summary(&self) -> Option<Summary> {
+        match &self.model {
+            Model::Known(_) => None,
+            Model::Learned(bank) => bank.summary().filter(|_| self.ledger.has_figures()),
+        }
+    }
+
     pub(super) fn known(&self) -> Known<'_> {
-        let power = self.model.static_power();
+        let power = self.static_power();
         Known { domain: &self.domain.name, power, beforehand: self.beforehand }
     }
 
@@ -214,7 +297,7 @@ impl CpuDomain {
         &mut self,
         at_ns: u64,
         reading: Option<Reading>,
-        users: &[(User, f64)],
+        running: Running<'_>,
         roster: &Roster,
         idle_to: IdleTo,
         recent: Option<&mut Recent>,
@@ -223,7 +306,7 @@ impl CpuDomain {
             Source::Counter(counter) => counter.advance(&self.domain, at_ns, reading),
             Source::Estimate(estimated) => {
                 // Exact: a window's nanoseconds are far below 2^53, or the recording makes them up.
-                let busy_ns = users.iter().map(|(_, ns)| *ns as u64);
+                let busy_ns = running.users.iter().map(|ran| ran.ns as u64);
                 let busy_ns = busy_ns.fold(0, u64::saturating_add);
                 estimated.advance(self.domain.package, at_ns, busy_ns)
             }
@@ -232,17 +315,17 @@ impl CpuDomain {
             Outcome::First => self.awaiting.clear(),
             Outcome::Missing(_) => {
                 if let Source::Counter(counter) = &self.source {
-                    self.awaiting.add(counter, reading, users);
+                    self.awaiting.add(counter, reading, running);
                 }
             }
             Outcome::Energy { from_ns, to_ns, joules } => {
                 let time = Seconds::from_ns(to_ns.saturating_sub(from_ns));
                 let window = Window { energy: joules, time };
                 if self.awaiting.is_empty() {
-                    return self.enter(window, users, idle_to, recent);
+                    return self.enter(window, running, idle_to, recent);
                 }
-                let mut gathered = std::mem::take(&mut self.awaiting).since(from_ns, users);
-                self.enter(window, gathered.users(|user| roster.row(user)), idle_to, recent);
+                let mut gathered = std::mem::take(&mut self.awaiting).since(from_ns, running);
+                self.enter(window, gathered.running(|user| roster.row(user)), idle_to, recent);
             }
         }
     }
@@ -250,28 +333,49 @@ impl CpuDomain {
     /// There will be no more readings: what still waited for another one is believed now.
     pub(super) fn finish(&mut self, roster: &Roster, idle_to: IdleTo, recent: Option<&mut Recent>) {
         let Source::Counter(counter) = &mut self.source else { return };
-        if let Some(Outcome::Energy { from_ns, to_ns, joules }) = counter.finish(&self.domain) {
+        let last = counter.finish(&self.domain);
+        if let Some(Outcome::Energy { from_ns, to_ns, joules }) = last {
             let time = Seconds::from_ns(to_ns.saturating_sub(from_ns));
             // It ends with the suspect.
             let mut gathered = std::mem::take(&mut self.awaiting).before;
-            let users = gathered.users(|user| roster.row(user));
-            self.enter(Window { energy: joules, time }, users, idle_to, recent);
+            let running = gathered.running(|user| roster.row(user));
+            self.enter(Window { energy: joules, time }, running, idle_to, recent);
+        }
+        if let Model::Learned(bank) = &mut self.model {
+            bank.finish();
         }
     }
 
     fn enter(
         &mut self,
         window: Window,
-        users: &[(User, f64)],
+        running: Running<'_>,
         idle_to: IdleTo,
         mut recent: Option<&mut Recent>,
     ) {
-        let busy_ns: f64 = users.iter().map(|(_, ns)| ns).sum();
-        self.model.observe(window, Seconds(busy_ns * 1e-9));
-        let power = self.model.static_power().watts();
-        let usage = Usage { users, ..Usage::default() };
+        self.times.clear();
+        self.times.extend(running.users.iter().map(|ran| (ran.user, ran.ns)));
+        let power = match &mut self.model {
+            Model::Known(watts) => {
+                self.weights.clone_from(&self.times);
+                *watts
+            }
+            Model::Learned(bank) => {
+                let seen = Observation { window, running };
+                bank.observe(&seen);
+                let power = bank.split(&seen, &mut self.weights);
+                // Where nobody runs, it is asleep.
+                let sleeps = running.users.is_empty() && self.beforehand.is_none();
+                if sleeps && window.time > Seconds(0.0) {
+                    window.energy / window.time
+                } else {
+                    power
+                }
+            }
+        };
+        let usage = Usage { users: &self.weights, idle: Some(&self.times), ..Usage::default() };
         let component = self.domain.component;
-        self.ledger.enter(window, usage, power, idle_to, |posting| {
+        self.ledger.enter(window, usage, Some(power), idle_to, |posting| {
             if let Some(recent) = &mut recent {
                 recent.post(component, posting);
             }
@@ -283,11 +387,22 @@ impl CpuDomain {
     }
 
     pub(super) fn correct(&mut self, idle_to: IdleTo) {
-        self.ledger.correct(self.model.static_power().watts(), idle_to, |_| {});
+        match &mut self.model {
+            Model::Known(watts) => {
+                self.ledger.correct(Some(*watts), idle_to, |_| {});
+                if let Source::Estimate(estimated) = &self.source {
+                    self.ledger.set_relative_stderr(estimated.estimate.relative_stderr());
+                }
+            }
+            Model::Learned(bank) => self.ledger.correct_to(&bank.settle_up(), idle_to, |_| {}),
+        }
     }
 
     pub(super) fn fold(&mut self, user: User, into: User) {
         self.ledger.fold(user, into);
+        if let Model::Learned(bank) = &mut self.model {
+            bank.fold(user, into);
+        }
     }
 
     /// A sentence for each reason why energy is missing.

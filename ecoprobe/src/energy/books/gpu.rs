@@ -9,7 +9,7 @@ use super::{Clock, Known, given_static_power};
 use crate::base::{Component, Joules, Seconds, User};
 use crate::energy::attribute::{IdleTo, Window};
 use crate::energy::ledger::DomainLedger;
-use crate::energy::model::{Grain, PowerModel};
+use crate::energy::model::line::{Grain, PowerModel};
 use crate::energy::usage::Usage;
 use crate::event::sources::StaticPowerKind;
 use crate::event::{GpuMethod, GpuWindow, Header};
@@ -251,7 +251,12 @@ impl GpuDomain {
 
 impl Stretch {
     fn usage(&self) -> Usage<'_> {
-        Usage { users: &self.users, untold: self.untold, holders: &self.holders }
+        Usage {
+            users: &self.users,
+            untold: self.untold,
+            holders: &self.holders,
+            ..Usage::default()
+        }
     }
 
     /// Puts those who are billed in the place of those who used the device.
@@ -280,7 +285,7 @@ impl Stretch {
             }
         }
         let method = METHODS.iter().position(|&method| method == self.method).unwrap_or_default();
-        for (user, share) in self.usage().parts() {
+        for (user, share, _) in self.usage().parts() {
             users.entry(user).or_default().joules_by_method[method] += window.energy.0 * share;
         }
     }

@@ -150,12 +150,12 @@ impl Books {
             recent.begin(clock.first_ns, now);
         }
 
-        self.usage.advance(&sample.cpu, &mut self.roster, first, self.recent.as_mut());
+        self.usage.advance(sample, &mut self.roster, first, self.recent.as_mut());
         let idle_to = idle_to(self.header.settings.idle);
         for (index, domain) in self.cpu.iter_mut().enumerate() {
             let reading = sample.energy.get(index).copied().flatten();
-            let users = self.usage.of(domain.package());
-            domain.advance(now, reading, users, &self.roster, idle_to, self.recent.as_mut());
+            let running = self.usage.of(domain.package());
+            domain.advance(now, reading, running, &self.roster, idle_to, self.recent.as_mut());
         }
         let idle_to = self.gpu_idle_to();
         for gpu in &mut self.gpus {

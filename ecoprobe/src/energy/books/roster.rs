@@ -23,12 +23,20 @@ pub(crate) struct Member {
     times_ns: Vec<u64>,
     /// The highest CPU time seen, likewise.
     seen_ns: Vec<u64>,
+    seen_paired_ns: Vec<u64>,
     ended: bool,
 }
 
 impl Member {
     fn new(workload: Workload) -> Self {
-        Self { workload, cpu_ns: 0, times_ns: Vec::new(), seen_ns: Vec::new(), ended: false }
+        Self {
+            workload,
+            cpu_ns: 0,
+            times_ns: Vec::new(),
+            seen_ns: Vec::new(),
+            seen_paired_ns: Vec::new(),
+            ended: false,
+        }
     }
 
     /// Nothing more will come for it, so far as is known now.
@@ -81,7 +89,7 @@ impl Roster {
         let member = self.members.get_mut(&id).filter(|member| !member.ended)?;
         member.ended = true;
         // Should it come back, its time begins again.
-        member.seen_ns = Vec::new();
+        (member.seen_ns, member.seen_paired_ns) = (Vec::new(), Vec::new());
         self.ended.push_back(id);
         if self.ended.len() <= MOST_ENDED {
             return None;
@@ -141,6 +149,13 @@ impl Roster {
         add_ns(&mut member.cpu_ns, gained);
         add_ns(at(&mut member.times_ns, place), gained);
         Some(gained)
+    }
+
+    /// Likewise of the time beside a busy thread of the same core, which is no time of its own.
+    pub(super) fn advance_paired(&mut self, id: WorkloadId, place: usize, ns: u64) -> u64 {
+        let Some(member) = self.members.get_mut(&id) else { return 0 };
+        let seen = at(&mut member.seen_paired_ns, place);
+        ns.saturating_sub(std::mem::replace(seen, ns.max(*seen)))
     }
 }
 

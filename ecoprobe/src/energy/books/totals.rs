@@ -3,6 +3,7 @@
 use super::{Books, Coverage, Known, WindowSums};
 use crate::base::{Component, Joules, Seconds, User, WorkloadId};
 use crate::energy::ledger::Bill;
+use crate::energy::model::{Method, Summary};
 use crate::event::GpuMethod;
 
 /// One component's books: `measured` = `idle` + `unattributed` + `other` + every workload's bill.
@@ -56,6 +57,20 @@ impl Books {
         bills
     }
 
+    /// How a workload's CPU energy was told from that of others: as most of it was.
+    pub(crate) fn method(&self, id: WorkloadId) -> Option<Method> {
+        let user = User::Workload(id);
+        let packages = self.cpu.iter().filter(|domain| domain.component() == Component::Cpu);
+        let billed = packages.filter_map(|domain| Some((domain, domain.ledger.bill(user)?)));
+        let most = billed.max_by(|(_, one), (_, other)| one.dynamic.0.total_cmp(&other.dynamic.0));
+        most.and_then(|(domain, _)| domain.method(user))
+    }
+
+    /// The models that have learned something, by domain.
+    pub(crate) fn models(&self) -> impl Iterator<Item = (&str, Summary)> {
+        self.cpu.iter().filter_map(|domain| Some((domain.name(), domain.summary()?)))
+    }
+
     /// The devices that a workload used; their sum is its GPU energy.
     pub(crate) fn devices(&self, id: WorkloadId) -> impl Iterator<Item = ByDevice<'_>> {
         let user = User::Workload(id);
@@ -95,5 +110,7 @@ impl std::ops::AddAssign for Bill {
     fn add_assign(&mut self, other: Self) {
         self.dynamic += other.dynamic;
         self.idle += other.idle;
+        // What is not known of one machine's packages is much the same: their errors add up.
+        self.stderr = self.stderr.zip(other.stderr).map(|(one, other)| one + other);
     }
 }

@@ -77,15 +77,26 @@ impl Books {
     }
 
     fn warn_of_static_power(&self, warnings: &mut Vec<String>) {
-        let domains = self.cpu.iter().map(|domain| (domain.name(), &domain.ledger, &domain.model));
-        let devices = self.gpus.iter().map(|gpu| (gpu.uuid(), &gpu.ledger, &gpu.model));
+        let domains = self.cpu.iter();
+        let domains = domains.map(|one| (one.name(), &one.ledger, one.static_power()));
+        let devices = self.gpus.iter();
+        let devices = devices.map(|gpu| (gpu.uuid(), &gpu.ledger, gpu.model.static_power()));
         let mut unknown: BTreeMap<Unknown, Vec<&str>> = BTreeMap::new();
-        for (name, ledger, model) in domains.chain(devices) {
+        for (name, ledger, power) in domains.chain(devices) {
             if ledger.is_empty() {
                 continue;
             }
-            match model.static_power() {
+            match power {
                 StaticPower::Unknown(why) => unknown.entry(why).or_default().push(name),
+                StaticPower::Assumed { watts, stderr } if ledger.has_figures() => {
+                    warnings.push(format!(
+                        "the static power of {name} could not be told from this run: {:.1} ± {:.1} W \
+                         are taken, from what machines are like, and the error bars say so; give \
+                         --static-power, or measure while the machine is asleep now and then",
+                        watts.0,
+                        1.96 * stderr.0
+                    ));
+                }
                 StaticPower::Given(watts) if ledger.overdrawn() > OVERDRAWN => {
                     let found = match self.header.sources.cpu_energy.kind {
                         CpuEnergyKind::Estimate => "estimated",

@@ -35,6 +35,9 @@ fn workload(name: &str, cpu_seconds: f64, cpu: f64, dram: f64) -> WorkloadReport
             ..WorkloadEnergy::default()
         },
         mean_power_w: Some((cpu + dram) / 60.0),
+        stderr_j: WorkloadStderr::default(),
+        watts_per_cpu: None,
+        method: None,
         partial: None,
         emissions_g: None,
         cost: None,
@@ -83,6 +86,7 @@ pub(crate) fn report() -> Report {
             probe: ProbeStats { events: Some(123_456), dropped: Some(0), ns_per_event: None },
             windows_lost: 0,
         },
+        model: Vec::new(),
         warnings: vec!["dram-0 was unreadable\n\x1b[31mfor 1 s".into()],
     }
 }

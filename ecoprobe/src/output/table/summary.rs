@@ -69,6 +69,9 @@ fn title(report: &Report, paint: Paint) -> String {
     format!("{elapsed} on {} from {}, {samples} samples", printable(&machine), printable(start))
 }
 
+/// Standard errors to either side that hold 95 % of a normal distribution.
+const BAR: f64 = 1.96;
+
 type OfBooks = fn(&ComponentBooks) -> Option<f64>;
 type OfWorkload = fn(&WorkloadReport) -> Option<f64>;
 type OfNode = fn(&Report, OfBooks) -> Option<f64>;
@@ -80,6 +83,8 @@ struct Figures {
     always: bool,
     unit: fn(f64) -> Quantity,
     workload: OfWorkload,
+    /// How a single workload's is written, where its error bar says how many digits there are.
+    within: Option<fn(&WorkloadReport) -> Option<Quantity>>,
     /// The same for a line of the node's books; `None` where that has no meaning.
     node: Option<OfNode>,
 }
@@ -88,6 +93,14 @@ impl Figures {
     /// The sum over workloads; `None` if none has the figure.
     fn of(&self, workloads: &[&WorkloadReport]) -> Option<f64> {
         workloads.iter().filter_map(|workload| (self.workload)(workload)).reduce(|a, b| a + b)
+    }
+
+    fn cell(&self, workloads: &[&WorkloadReport]) -> Cell {
+        let within = match (self.within, workloads) {
+            (Some(within), [workload]) => within(workload),
+            _ => None,
+        };
+        within.map_or_else(|| Cell::of(self.of(workloads), self.unit), Cell::Number)
     }
 }
 
@@ -106,7 +119,7 @@ fn table(report: &Report, limit: usize) -> Grid {
     let mut rows = Vec::new();
     let mut workload_row = |style, name: &str, workloads: &[&WorkloadReport]| {
         let total = workloads.iter().filter_map(|w| w.energy_j.total).reduce(|a, b| a + b);
-        let cells = figures.iter().map(|figures| Cell::of(figures.of(workloads), figures.unit));
+        let cells = figures.iter().map(|figures| figures.cell(workloads));
         rows.push(full_row(style, name, cells, share(total, measured)));
     };
     let (shown, hidden) = workloads.split_at(workloads.len().min(limit));
@@ -161,13 +174,20 @@ fn figures(report: &Report) -> Vec<Figures> {
         header: format!("{header}{mark}"),
         dispensable,
     };
-    let of_workloads =
-        |column, unit, workload| Figures { column, always: false, unit, workload, node: None };
+    let of_workloads = |column, unit, workload| Figures {
+        column,
+        always: false,
+        unit,
+        workload,
+        within: None,
+        node: None,
+    };
     let of_all = |column, unit, workload, node| Figures {
         column,
         always: true,
         unit,
         workload,
+        within: None,
         node: Some(node),
     };
     let measured: OfBooks = |books| books.measured_j;
@@ -200,7 +220,15 @@ fn figures(report: &Report) -> Vec<Figures> {
         all.extend(pieces);
     }
     let energy = |column, unit| of_all(column, unit, |w| w.energy_j.total, whole);
-    all.push(energy(column("ENERGY", estimate, 0), units::joules));
+    all.push(Figures {
+        within: Some(|w| within(w).map(|(joules, _)| joules)),
+        ..energy(column("ENERGY", estimate, 0), units::joules)
+    });
+    let bar: OfWorkload = |w| Some(BAR * w.stderr_j.total?);
+    all.push(Figures {
+        within: Some(|w| within(w).map(|(_, bar)| bar)),
+        ..of_workloads(column("±", "", 0), units::joules, bar)
+    });
     // From one watt-hour on, people think in the unit that is on their bill.
     if report.node.sum(measured).is_some_and(|joules| joules >= 3600.0) {
         all.push(energy(column("IN Wh", estimate, 8), units::watt_hours));
@@ -217,6 +245,11 @@ fn figures(report: &Report) -> Vec<Figures> {
     all.push(of_workloads(column("CO2e", estimate, 4), units::grams, |w| w.emissions_g));
     all.push(of_workloads(column("COST", estimate, 4), units::money, |w| w.cost));
     all
+}
+
+/// A workload's energy and its error bar at 95 %.
+fn within(workload: &WorkloadReport) -> Option<(Quantity, Quantity)> {
+    Some(units::joules_within(workload.energy_j.total?, BAR * workload.stderr_j.total?))
 }
 
 /// What each workload had of each GPU, and how that was found; a line a device in use.
@@ -282,7 +315,7 @@ fn static_power(sources: &Sources) -> String {
         StaticPowerKind::Given => "given",
         StaticPowerKind::Calibrated => "calibrated in this run",
         StaticPowerKind::Estimate => "the estimate's idle figure",
-        StaticPowerKind::None => return "not known: the load did not vary enough to tell".into(),
+        StaticPowerKind::None => return "not known from this run; see the warning".into(),
     };
     let domains = power.watts.iter().map(|(domain, watts)| {
         let watts = watts.map_or(MISSING.to_owned(), |watts| units::watts(watts).to_string());

@@ -130,13 +130,14 @@ fn a_package_without_a_counter_makes_a_figure_partial_or_unknown() {
     let report = report(&mut books);
     assert_adds_up(&report);
     let [here, there, both, never] = &report.workloads[..] else { panic!() };
-    assert_eq!((here.energy_j.cpu, &here.partial), (Some(20.0), &None));
+    near(here.energy_j.cpu, 20.0);
+    assert_eq!(here.partial, None);
     // Not 0: not known.
     assert_eq!((there.energy_j.cpu, there.energy_j.total, there.mean_power_w), (None, None, None));
     assert_eq!(window.workloads[1].energy_j.total, None);
     let partial = there.partial.as_deref().unwrap();
     assert!(partial.contains("1.000 of 1.000 CPU-seconds were on package-1"), "{partial}");
-    assert_eq!(both.energy_j.cpu, Some(10.0));
+    near(both.energy_j.cpu, 10.0);
     let partial = both.partial.as_deref().unwrap();
     assert!(partial.contains("0.500 of 1.000 CPU-seconds were on package-1"), "{partial}");
     // Who did not run drew nothing, and that is known.
@@ -211,8 +212,9 @@ fn memory_without_a_counter_is_partial_too() {
     let report = report(&mut books);
     assert_adds_up(&report);
     let [there, both] = &report.workloads[..] else { panic!() };
-    assert_eq!((there.energy_j.cpu, there.energy_j.dram), (Some(20.0), None));
-    assert_eq!((both.energy_j.cpu, both.energy_j.dram), (Some(40.0), Some(3.0)));
+    near(there.energy_j.cpu, 20.0);
+    near(both.energy_j.cpu, 40.0);
+    assert_eq!((there.energy_j.dram, both.energy_j.dram), (None, Some(3.0)));
     assert!(there.partial.as_deref().unwrap().contains("memory"), "{:?}", there.partial);
     let [warning] = &report.warnings[..] else { panic!("{:?}", report.warnings) };
     assert!(warning.contains("memory has no energy counter"), "{warning}");

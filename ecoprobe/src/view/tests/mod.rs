@@ -129,6 +129,12 @@ fn report(books: &mut RunBooks) -> Report {
     super::report(&mut books.inner, Own::default())
 }
 
+/// Prices of their own may move a joule a little, from the first window on.
+#[track_caller]
+fn near(joules: Option<f64>, expected: f64) {
+    assert!((joules.unwrap() - expected).abs() < 1e-3 * expected, "{joules:?} {expected}");
+}
+
 /// Every component's books close to 1e-9, and nothing is negative.
 #[track_caller]
 fn assert_closed(node: &crate::view::report::Node) {

@@ -5,6 +5,7 @@
 //! says what `S` is, it is calibrated: a least-squares line through (load, power), whose intercept is
 //! `S`, or the mean power while the domain idles, if it ever does.
 
+use super::{StaticPower, Unknown};
 use crate::base::units::{Joules, Seconds, Watts};
 use crate::energy::attribute::Window;
 
@@ -35,49 +36,12 @@ pub(crate) struct Grain {
 }
 
 impl Grain {
-    /// RAPL refreshes every millisecond. Load is in busy CPUs.
-    pub(crate) const RAPL: Self =
-        Self { pool: Seconds(0.1), refresh: Seconds(0.001), idle_load: 0.02 };
+    /// Of the tests.
+    #[cfg(test)]
+    const RAPL: Self = Self { pool: Seconds(0.1), refresh: Seconds(0.001), idle_load: 0.02 };
     /// NVML refreshes every 20 to 100 ms. Load is the part of the time that the device was busy.
     pub(crate) const GPU: Self =
         Self { pool: Seconds(1.0), refresh: Seconds(0.1), idle_load: 0.005 };
-}
-
-/// What is known of a domain's static power.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum StaticPower {
-    /// It was known beforehand.
-    Given(Watts),
-    /// It was learned; `stderr` is its standard error.
-    Calibrated {
-        watts: Watts,
-        stderr: Watts,
-    },
-    Unknown(Unknown),
-}
-
-/// Why a static power is unknown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(clippy::enum_variant_names, reason = "it is the load that is unknown")]
-pub(crate) enum Unknown {
-    /// Too little has been seen so far.
-    TooShort,
-    /// How busy the domain was could not be had: a partitioned GPU does not say.
-    LoadUnknown,
-    /// The load did not vary enough for what the power's noise is.
-    LoadTooEven,
-    /// The line through what was seen has no possible power at no load. A GPU that is half busy
-    /// with light kernels and then fully with heavy ones does this.
-    NotALine,
-}
-
-impl StaticPower {
-    pub(crate) fn watts(self) -> Option<Watts> {
-        match self {
-            Self::Given(watts) | Self::Calibrated { watts, .. } => Some(watts),
-            Self::Unknown(_) => None,
-        }
-    }
 }
 
 /// The power model of one domain. Attribution asks it and never looks inside.
