@@ -19,8 +19,8 @@ const PRIORS: [Prior; COUNT] = [
     Prior { own: false, moves: 0.0, curved: 0.15, wakes: FLAT, belief: 1.0, caution: 1.0 },
     Prior { own: false, moves: 0.0, curved: 1.0, wakes: FLAT, belief: 0.5, caution: 5.0 },
     Prior { own: false, moves: 0.0, curved: 0.15, wakes: STEP, belief: 1.0, caution: 20.0 },
-    Prior { own: true, moves: 0.01, curved: 0.3, wakes: FLAT, belief: 1.0, caution: 300.0 },
-    Prior { own: true, moves: 0.01, curved: 0.3, wakes: STEP, belief: 1.0, caution: 6000.0 },
+    Prior { own: true, moves: 0.01, curved: 0.3, wakes: FLAT, belief: 1.0, caution: 3e3 },
+    Prior { own: true, moves: 0.01, curved: 0.3, wakes: STEP, belief: 1.0, caution: 6e4 },
 ];
 const COUNT: usize = 5;
 /// The step to awake: next to none, or as it is on real machines (FACTS).
@@ -34,8 +34,11 @@ const UNSEEN_STEP: f64 = 1e6;
 /// Of the scores' memory, by row.
 const FORGET: f64 = 0.9995;
 
-/// Windows are pooled until they are this long.
+/// Windows are pooled until they are this long. Where one row has what the next one lacks, energy and CPU
+/// time are not of the same instants: rows are made longer, up to so much.
 const POOL: f64 = 0.1;
+const LONGEST_POOL: f64 = 1.6;
+const TO_AND_FRO: f64 = -0.25;
 
 /// How well the running part of a CPU's time is known, seconds: an even error of up to this.
 const RUNNING: f64 = 3e-4;
@@ -117,6 +120,7 @@ pub(crate) struct Bank {
     tracked: [Option<usize>; DEPENDANTS],
     hypotheses: Vec<Hypothesis>,
     pool: Pool,
+    pool_time: f64,
     pooled: Vec<usize>,
     held: Option<Pool>,
     row: Row,
@@ -179,6 +183,7 @@ impl Bank {
             tracked: [None; DEPENDANTS],
             hypotheses: Vec::new(),
             pool: Pool::default(),
+            pool_time: POOL,
             pooled: Vec::new(),
             held: None,
             row: Row::default(),
@@ -217,9 +222,9 @@ impl Bank {
         }
         let Pool { time, energy, .. } = self.pool;
         // A counter that stood still for a while is late, not at 0 W: wait for what it owes.
-        let late = energy <= 0.0 && time < 10.0 * POOL.max(self.traits.refresh);
+        let late = energy <= 0.0 && time < 10.0 * self.pool_time.max(self.traits.refresh);
         // Windows of exactly this length may be a little short of it.
-        if time >= 0.999 * POOL && !late {
+        if time >= 0.999 * self.pool_time && !late {
             self.end_row();
         }
     }
@@ -309,6 +314,12 @@ impl Bank {
         }
         self.forget_scores();
         self.rows += 1;
+        let weights = self.weights(Of::Figures);
+        let alike = self.hypotheses.iter().zip(weights).map(|(one, weight)| weight * one.alike());
+        if alike.sum::<f64>() < TO_AND_FRO && self.pool_time < LONGEST_POOL && row.time < 0.5 {
+            self.pool_time *= 2.0;
+            self.hypotheses.iter_mut().for_each(Hypothesis::look_anew);
+        }
         row.users.clear();
         self.row = row;
     }
@@ -542,7 +553,7 @@ impl Bank {
             let mut last = std::mem::take(&mut self.pool);
             last.users = self.take_pooled();
             match &mut self.held {
-                Some(held) if last.time < POOL => held.absorb(last),
+                Some(held) if last.time < self.pool_time => held.absorb(last),
                 held => {
                     if let Some(held) = held.replace(last) {
                         self.learn(held, None);
@@ -737,8 +748,8 @@ impl Bank {
             .hypotheses
             .iter()
             .zip(weights)
-            .map(|(one, weight)| (one.fit(), one.relative_noise(), weight))
-            .fold((0.0, 0.0), |sum, ((_, alike), noise, weight)| {
+            .map(|(one, weight)| (one.alike(), one.relative_noise(), weight))
+            .fold((0.0, 0.0), |sum, (alike, noise, weight)| {
                 (sum.0 + weight * noise, sum.1 + weight * alike)
             });
         if self.rows >= 30 && (size > 0.05 || alike > 0.6) {

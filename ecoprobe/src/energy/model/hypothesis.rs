@@ -83,6 +83,8 @@ const UNSEEN_WAKER: (f64, f64) = (0.1, 0.4);
 /// Lags of the residuals' autocorrelation, and how fast their statistics forget, by row.
 const LAGS: usize = 8;
 const KEEP: f64 = 0.997;
+/// Fewer say nothing of how alike they are.
+const FEW_ROWS: f64 = 12.0;
 
 /// What a hypothesis says before anything is seen.
 #[derive(Debug, Clone, Copy)]
@@ -584,9 +586,16 @@ impl Hypothesis {
         size * (1.0 + 2.0 * alike / self.squares.max(1e-9)).clamp(1.0, 20.0)
     }
 
-    /// Mean square of the residuals in units of what was expected, and how alike successive ones are.
-    pub(super) fn fit(&self) -> (f64, f64) {
-        (self.squares / self.rows.max(1.0), self.products[0] / self.squares.max(1e-9))
+    /// How alike successive residuals are, −1 to 1; 0 until there are some.
+    pub(super) fn alike(&self) -> f64 {
+        if self.rows < FEW_ROWS { 0.0 } else { self.products[0] / self.squares.max(1e-9) }
+    }
+
+    /// Rows are longer from now on: what was seen of their residuals says nothing of them.
+    pub(super) fn look_anew(&mut self) {
+        (self.squares, self.rows) = (0.0, 0.0);
+        (self.products, self.newest) = ([0.0; LAGS], [0.0; LAGS]);
+        self.noise_rows = self.noise_rows.min(NOISE_ROWS);
     }
 
     /// Standard deviation of a row's noise, relative to its dynamic joules.
