@@ -263,6 +263,11 @@ impl DomainLedger {
         let mut left = all_idle;
         let by_time = all_idle / self.static_time.get();
         let mut due_to: FxHashMap<User, Figure> = due.users.iter().copied().collect();
+        for (user, figure) in &due.users {
+            if figure.value > 0.0 {
+                self.lines.entry(*user).or_default();
+            }
+        }
         for (user, line) in &mut self.lines {
             let figure = due_to.remove(user).unwrap_or_default();
             let idle = match idle_to {

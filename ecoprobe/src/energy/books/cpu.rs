@@ -362,15 +362,7 @@ impl CpuDomain {
             }
             Model::Learned(bank) => {
                 let seen = Observation { window, running };
-                bank.observe(&seen);
-                let power = bank.split(&seen, &mut self.weights);
-                // Where nobody runs, it is asleep.
-                let sleeps = running.users.is_empty() && self.beforehand.is_none();
-                if sleeps && window.time > Seconds(0.0) {
-                    window.energy / window.time
-                } else {
-                    power
-                }
+                bank.enter(&seen, &mut self.weights)
             }
         };
         let usage = Usage { users: &self.weights, idle: Some(&self.times), ..Usage::default() };

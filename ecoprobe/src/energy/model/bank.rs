@@ -24,7 +24,7 @@ const PRIORS: [Prior; COUNT] = [
 ];
 const COUNT: usize = 5;
 /// The step to awake: next to none, or as it is on real machines (FACTS).
-const FLAT: (f64, f64) = (0.0, 0.1);
+const FLAT: (f64, f64) = (0.0, 0.05);
 const STEP: (f64, f64) = (1.4, 0.6);
 
 /// Where nobody measured how long the machine was awake, nothing could ever tell a step from what is drawn
@@ -58,10 +58,10 @@ const WORTH_A_COLUMN: f64 = 0.002;
 const FLOOR: f64 = 0.01;
 const STRETCH: f64 = 1.2;
 
-/// A bar at 95 % of a static power that reaches this far to each side can be called known: a fifth of the
-/// mean dynamic power, or where little runs, a tenth of all power.
-const OF_DYNAMIC: f64 = 0.20;
-const OF_TOTAL: f64 = 0.10;
+/// A bar at 95 % of a static power that reaches this far to each side can be called known: 15 % of the
+/// mean dynamic power, or where little runs, 7.5 % of all power.
+const OF_DYNAMIC: f64 = 0.15;
+const OF_TOTAL: f64 = 0.075;
 
 /// What hypotheses are weighed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +86,7 @@ struct Member {
     /// CPU-seconds in all, and those of rows in which nearly nobody else ran.
     cpu: f64,
     alone: f64,
+    account: Account,
     /// The newest row in which it ran, and its load in it.
     row: u64,
     load: f64,
@@ -97,6 +98,47 @@ struct Member {
 struct Use {
     cpu: f64,
     paired: f64,
+    bill: Bill,
+}
+
+/// What an account was billed for rows that are learned from, and arrears in windows that are not yet.
+#[derive(Debug, Clone, Copy, Default)]
+struct Account {
+    billed: f64,
+    ahead: f64,
+}
+
+impl Account {
+    /// A window was billed, which is not learned from yet.
+    fn bill(&mut self, bill: Bill) {
+        self.ahead += bill.arrears;
+    }
+
+    /// It is now.
+    fn learn(&mut self, bill: Bill) {
+        self.billed += bill.joules;
+        self.ahead -= bill.arrears;
+    }
+
+    /// What is missing to what it is to have.
+    fn owed(&self, due: f64) -> f64 {
+        due - self.billed - self.ahead
+    }
+}
+
+impl Bill {
+    fn add(&mut self, other: Self) {
+        self.joules += other.joules;
+        self.arrears += other.arrears;
+    }
+}
+
+/// What somebody was billed for dynamic joules, or what was taken as idle, when it was drawn.
+#[derive(Debug, Clone, Copy, Default)]
+struct Bill {
+    joules: f64,
+    /// The part of it that was for what was drawn before, paid or withheld.
+    arrears: f64,
 }
 
 /// What was seen and is not yet learned from.
@@ -105,6 +147,7 @@ struct Pool {
     time: f64,
     energy: f64,
     awake: f64,
+    idle: Bill,
     users: Vec<(usize, Use)>,
 }
 
@@ -135,6 +178,9 @@ pub(crate) struct Bank {
     energy: f64,
     asleep: f64,
     least: f64,
+    idle: Account,
+    bills: Vec<(f64, f64)>,
+    paid: Vec<Bill>,
     /// Joules beyond what was given as static, while nobody ran.
     nobody: f64,
     /// Mean absolute error of what the next row was predicted to be, relative, of late.
@@ -197,23 +243,92 @@ impl Bank {
             energy: 0.0,
             asleep: 0.0,
             least: f64::INFINITY,
+            idle: Account::default(),
+            bills: Vec::new(),
+            paid: Vec::new(),
             nobody: 0.0,
             miss: 0.0,
             moments: Moments::default(),
         }
     }
 
-    /// Takes in one window: what was drawn, and who ran meanwhile.
-    pub(crate) fn observe(&mut self, seen: &Observation<'_>) {
+    /// Takes in one window: what was drawn, and who ran meanwhile. Gives the watts that are to be idle, and
+    /// into `out` what each user is to be billed of the rest, or at least how the rest is to be shared.
+    ///
+    /// That is what is known now, and arrears: what was billed before is no more than about right, and what
+    /// is learned since is paid or withheld in the windows that follow, up to half of each bill. So sums of
+    /// windows never fall, and agree with the corrected accounts in the end.
+    pub(crate) fn enter(&mut self, seen: &Observation<'_>, out: &mut Vec<(User, f64)>) -> Watts {
+        let asleep = self.split(seen, out);
+        let window = seen.window;
+        let part = out.iter().map(|(_, weight)| *weight).sum::<f64>();
+        let energy = window.energy.0;
+        let idle = (asleep.0 * window.time.0).min(energy);
+        if !(part > 0.0 && window.time.0 > 0.0) {
+            // Where nobody runs, it is asleep.
+            let joules = if self.given.is_some() { idle } else { energy };
+            self.observe(seen, Bill { joules, arrears: 0.0 }, &[]);
+            let known = self.given.is_some() || window.time.0 <= 0.0;
+            return if known { asleep } else { Watts(joules / window.time.0) };
+        }
+        let figures = self.weights(Of::Figures);
+        // The account of what is idle first, if it is not given.
+        let mut bills = std::mem::take(&mut self.bills);
+        bills.clear();
+        let due = |place: Option<usize>| -> f64 {
+            let joules = |one: &Hypothesis| match place {
+                Some(place) => one.joules(place, self.members[place].sum),
+                None => one.sums.joules[IDLE],
+            };
+            self.hypotheses.iter().zip(figures).map(|(one, weight)| weight * joules(one)).sum()
+        };
+        let learned = !self.hypotheses.is_empty();
+        let idle_owed = match self.given {
+            None if learned => self.idle.owed(due(None)),
+            _ => 0.0,
+        };
+        bills.push((idle, idle_owed));
+        for (user, weight) in out.iter() {
+            let joules = (energy - idle) * weight / part;
+            let place = self.places.get(user).copied().filter(|_| learned);
+            let owed =
+                place.map_or(0.0, |place| self.members[place].account.owed(due(Some(place))));
+            bills.push((joules, owed));
+        }
+        let fixed = usize::from(self.given.is_some());
+        pay(&mut bills[fixed..]);
+        let idle_bill = Bill { joules: bills[0].0, arrears: bills[0].0 - idle };
+        for ((_, weight), (joules, _)) in out.iter_mut().zip(&bills[1..]) {
+            let arrears = joules - (energy - idle) * *weight / part;
+            if energy > idle {
+                *weight = *joules;
+            }
+            self.paid.push(Bill { joules: *joules, arrears });
+        }
+        let paid = std::mem::take(&mut self.paid);
+        self.observe(seen, idle_bill, &paid);
+        self.paid = paid;
+        self.paid.clear();
+        self.bills = bills;
+        // What was given may be more than what was measured, which is to be said.
+        if self.given.is_some() { asleep } else { Watts(idle_bill.joules / window.time.0) }
+    }
+
+    fn observe(&mut self, seen: &Observation<'_>, idle: Bill, paid: &[Bill]) {
         let reading = self.read(seen);
+        self.pool.idle.add(idle);
+        self.idle.bill(idle);
         self.pool.time += seen.window.time.0;
         self.pool.energy += seen.window.energy.0;
         self.pool.awake += reading.awake;
         self.traits.paired |= seen.running.paired;
         self.traits.awake |= seen.running.awake.is_some();
+        let mut paid = paid.iter();
         for ran in seen.running.users {
-            let Some(used) = reading.of(ran) else { continue };
+            let Some(mut used) = reading.of(ran) else { continue };
+            used.bill = paid.next().copied().unwrap_or_default();
             let place = self.place(ran.user);
+            self.members[place].account.bill(used.bill);
             let pooled = &mut self.members[place].pooled;
             if pooled.cpu == 0.0 {
                 self.pooled.push(place);
@@ -344,6 +459,7 @@ impl Bank {
         self.time += time;
         self.energy += energy;
         self.admit(pool);
+        self.idle.learn(pool.idle);
         let cpus = self.traits.cpus.unwrap_or_else(|| load.max(self.row.cpus).max(1.0));
         let sleeps = load <= ASLEEP_LOAD || awake <= ASLEEP_PART * time;
         let (load_before, power_before) = self.before.unwrap_or((load, power));
@@ -383,6 +499,7 @@ impl Bank {
             all += load;
             (member.row, member.load) = (self.rows, load);
             member.cpu += used.cpu;
+            member.account.learn(used.bill);
             if used.cpu > 0.95 * busy {
                 member.alone += used.cpu;
             }
@@ -505,7 +622,7 @@ impl Bank {
     }
 
     /// Watts asleep, and into `out` joules that each user of a window is predicted to have drawn.
-    pub(crate) fn split(&mut self, seen: &Observation<'_>, out: &mut Vec<(User, f64)>) -> Watts {
+    fn split(&mut self, seen: &Observation<'_>, out: &mut Vec<(User, f64)>) -> Watts {
         out.clear();
         let reading = self.read(seen);
         let mut row = std::mem::take(&mut self.split_row);
@@ -794,9 +911,36 @@ impl Bank {
             held.fold(place, to);
         }
         let from = std::mem::take(&mut self.members[place]);
+        self.members[to].account.billed += from.account.billed;
+        self.members[to].account.ahead += from.account.ahead;
         self.members[to].cpu += from.cpu;
         self.members[to].alone += from.alone;
         self.vacant.push(place);
+    }
+}
+
+/// Of each bill, so much more or less may be paid for what was drawn before.
+const ARREARS: f64 = 0.5;
+
+/// Each bill and what is owed beside it become one bill; the sum of all stays. What is paid to some, all
+/// have to do without in proportion to their bills: the nearest to what everybody is to have, by least
+/// squares, within the bounds.
+fn pay(bills: &mut [(f64, f64)]) {
+    let sum: f64 = bills.iter().map(|(bill, _)| bill).sum();
+    let paid = |&(bill, owed): &(f64, f64), more: f64| {
+        (bill + owed + more * bill).clamp(bill * (1.0 - ARREARS), bill * (1.0 + ARREARS))
+    };
+    let owed = bills.iter().filter(|(bill, _)| *bill > 0.0).map(|(bill, owed)| (owed / bill).abs());
+    let most = owed.fold(0.0, f64::max) + ARREARS;
+    let (mut low, mut high) = (-most, most);
+    // As near as the numbers are to one another.
+    for _ in 0..60 {
+        let middle = f64::midpoint(low, high);
+        let too_much = bills.iter().map(|one| paid(one, middle)).sum::<f64>() > sum;
+        if too_much { high = middle } else { low = middle }
+    }
+    for one in bills {
+        one.0 = paid(one, low);
     }
 }
 
@@ -831,19 +975,20 @@ impl Reading {
             return None;
         }
         let paired = self.paired.map_or(ran.paired_ns * 1e-9, |part| part * cpu);
-        Some(Use { cpu, paired: paired.clamp(0.0, cpu) })
+        Some(Use { cpu, paired: paired.clamp(0.0, cpu), bill: Bill::default() })
     }
 }
 
 impl Use {
     fn active(self, member: usize, column: Option<usize>) -> Active {
-        let Self { cpu, paired } = self;
+        let Self { cpu, paired, .. } = self;
         Active { member, column, sum: None, cpu, paired, off: 0.0 }
     }
 
     fn add(&mut self, other: Self) {
         self.cpu += other.cpu;
         self.paired += other.paired;
+        self.bill.add(other.bill);
     }
 }
 
@@ -860,6 +1005,7 @@ impl Pool {
         self.time += other.time;
         self.energy += other.energy;
         self.awake += other.awake;
+        self.idle.add(other.idle);
         for (place, used) in other.users {
             match self.users.iter_mut().find(|(known, _)| *known == place) {
                 Some((_, sum)) => sum.add(used),
@@ -918,19 +1064,33 @@ mod tests {
     struct Seen {
         bank: Bank,
         measured: f64,
+        out: Vec<(User, f64)>,
+        /// What the windows billed to the first workload.
+        counted: f64,
     }
 
     impl Seen {
         fn new(given: Option<f64>) -> Self {
-            Self { bank: Bank::new(given.map(Watts), TRAITS()), measured: 0.0 }
+            let bank = Bank::new(given.map(Watts), TRAITS());
+            Self { bank, measured: 0.0, out: Vec::new(), counted: 0.0 }
         }
 
         fn window(&mut self, time: f64, joules: f64, users: &[Ran]) {
             let window = Window { energy: Joules(joules), time: Seconds(time) };
             let awake = if users.is_empty() { 0.0 } else { time };
             let running = Running { users, paired: true, awake: Some(Seconds(awake)) };
-            self.bank.observe(&Observation { window, running });
+            let idle = self.bank.enter(&Observation { window, running }, &mut self.out);
+            assert!(
+                idle.0 >= 0.0 && self.out.iter().all(|(_, bill)| *bill >= 0.0),
+                "{:?}",
+                self.out
+            );
             self.measured += joules;
+            if let Some((_, bill)) = self.out.iter().find(|(one, _)| *one == user(1)) {
+                let sum: f64 = self.out.iter().map(|(_, bill)| bill).sum();
+                let dynamic = joules - (idle.0 * time).min(joules);
+                self.counted += dynamic * bill / sum;
+            }
         }
 
         /// A window as the machine's power is, and a little noise.
@@ -1021,6 +1181,44 @@ mod tests {
             stderr / value
         });
         assert!(bars.is_sorted() && bars[3] > 3.0 * bars[1], "{bars:?}");
+    }
+
+    #[test]
+    fn what_windows_bill_comes_to_what_is_due() {
+        for given in [None, Some(20.0)] {
+            let mut seen = Seen::new(given);
+            // Together from the start: everything is learned late.
+            turns(&mut seen, 10, false);
+            turns(&mut seen, 20, true);
+            let counted = seen.counted;
+            let due = seen.settle()[&user(1)].value;
+            eprintln!(
+                "{:?} idle {:?} counted {counted} due {due}",
+                seen.bank.members.iter().map(|m| m.account).collect::<Vec<_>>(),
+                seen.bank.idle
+            );
+            assert!((counted / due - 1.0).abs() < 1e-3, "{given:?}: {counted} {due}");
+        }
+    }
+
+    #[test]
+    fn arrears_are_paid_within_the_bill_and_add_up() {
+        for (mut bills, expected) in [
+            (vec![(10.0, 2.0), (10.0, -2.0)], vec![12.0, 8.0]),
+            (vec![(10.0, 20.0), (10.0, 0.0)], vec![15.0, 5.0]),
+            (vec![(10.0, 20.0), (10.0, 20.0)], vec![10.0, 10.0]),
+            (vec![(10.0, -20.0), (5.0, 0.0), (5.0, 0.0)], vec![5.0, 7.5, 7.5]),
+            (vec![(4.0, 1.0), (4.0, 1.0), (4.0, -0.5)], vec![4.5, 4.5, 3.0]),
+            (vec![(7.0, 3.0)], vec![7.0]),
+            (vec![(0.0, 3.0), (4.0, 0.0)], vec![0.0, 4.0]),
+            (vec![], vec![]),
+        ] {
+            pay(&mut bills);
+            assert_eq!(bills.len(), expected.len());
+            for ((bill, _), expected) in bills.iter().zip(&expected) {
+                assert!((bill - expected).abs() < 1e-12, "{bills:?} {expected:?}");
+            }
+        }
     }
 
     #[test]
@@ -1123,8 +1321,7 @@ mod tests {
             let running = Running { users: &users, paired: false, awake: Some(Seconds(0.1)) };
             let seen = Observation { window, running };
             let start = std::time::Instant::now();
-            bank.observe(&seen);
-            bank.split(&seen, &mut out);
+            bank.enter(&seen, &mut out);
             took.push(start.elapsed().as_secs_f64() * 1e6);
         }
         took.drain(..100);

@@ -614,6 +614,11 @@ impl Hypothesis {
         (account.joules + joules, variance + account.loose.powi(2) + account.woken.powi(2))
     }
 
+    /// An account's joules.
+    pub(super) fn joules(&self, member: usize, sum: Option<usize>) -> f64 {
+        self.settled(member) + sum.map_or(0.0, |sum| self.sums.joules[sum])
+    }
+
     /// The part of an account that is no longer carried along.
     pub(super) fn settled(&self, member: usize) -> f64 {
         self.accounts.get(member).map_or(0.0, |account| account.joules)
