@@ -10,7 +10,9 @@
 //!
 //! and [`DomainLedger::correct`] posts the difference between that and what was posted, at a cost that
 //! depends on the number of users and not of windows. Idle energy is the remainder: the books close by
-//! construction.
+//! construction. So much for GPUs and estimates, whose dynamic energy all goes by one kind of use; where a
+//! model of the whole run says what each user is to have, [`DomainLedger::correct_to`] posts the
+//! difference to that.
 
 use rustc_hash::FxHashMap;
 

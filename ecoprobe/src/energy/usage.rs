@@ -78,6 +78,7 @@ pub(crate) struct Gathered {
     users: Vec<Ran>,
     paired: bool,
     awake: Option<Seconds>,
+    samples: u32,
 }
 
 impl Gathered {
@@ -87,8 +88,7 @@ impl Gathered {
             sum.0 += ran.ns;
             sum.1 += ran.paired_ns;
         }
-        self.paired |= running.paired;
-        self.awake = add(self.awake, running.awake);
+        self.join(running.paired, running.awake, 1);
     }
 
     /// All that another one gathered, which is empty then.
@@ -98,13 +98,27 @@ impl Gathered {
             sum.0 += ns;
             sum.1 += paired_ns;
         }
-        self.paired |= std::mem::take(&mut other.paired);
-        self.awake = add(self.awake, other.awake.take());
+        self.join(other.paired, other.awake, std::mem::take(&mut other.samples));
+        (other.paired, other.awake) = (false, None);
+    }
+
+    /// A sum is known where all of it is.
+    fn join(&mut self, paired: bool, awake: Option<Seconds>, samples: u32) {
+        if samples == 0 {
+            return;
+        }
+        if self.samples == 0 {
+            (self.paired, self.awake) = (paired, awake);
+        } else {
+            self.paired &= paired;
+            self.awake = self.awake.zip(awake).map(|(sum, more)| sum + more);
+        }
+        self.samples = self.samples.saturating_add(samples);
     }
 
     pub(crate) fn clear(&mut self) {
         self.by_user.clear();
-        (self.paired, self.awake) = (false, None);
+        (self.paired, self.awake, self.samples) = (false, None, 0);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -128,9 +142,26 @@ impl Gathered {
     }
 }
 
-fn add(sum: Option<Seconds>, more: Option<Seconds>) -> Option<Seconds> {
-    match (sum, more) {
-        (Some(sum), Some(more)) => Some(sum + more),
-        (sum, more) => sum.or(more),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sum_of_which_a_part_is_not_known_is_not_known() {
+        let users = [Ran { user: User::Other, ns: 5.0, paired_ns: 2.0 }];
+        let known = Running { users: &users, paired: true, awake: Some(Seconds(1.0)) };
+        let unknown = Running { paired: false, awake: None, ..known };
+        let told = |all: &[Running<'_>]| {
+            let mut gathered = Gathered::default();
+            all.iter().for_each(|running| gathered.add(*running));
+            let mut taken = Gathered::default();
+            taken.take(&mut gathered);
+            let Running { users, paired, awake } = taken.running(|user| user);
+            assert_eq!(users[0].ns, 5.0 * all.len() as f64);
+            (paired, awake)
+        };
+        assert_eq!(told(&[known, known]), (true, Some(Seconds(2.0))));
+        assert_eq!(told(&[known, unknown]), (false, None));
+        assert_eq!(told(&[unknown, known]), (false, None));
     }
 }

@@ -41,16 +41,15 @@ pub(crate) fn joules_within(value: f64, bar: f64) -> (Quantity, Quantity) {
     let place = off.log10().floor();
     let place = if off / 10_f64.powf(place) < 1.95 { place - 1.0 } else { place };
     let decimals = (-place).clamp(0.0, 6.0) as usize;
-    let step = 10_f64.powf(place.max(0.0));
-    let digits = |number: f64| Quantity {
-        number: format!("{:.*}", decimals, (number / step).round() * step),
+    let step = 10_f64.powf(place);
+    let rounded = |number: f64| Quantity {
+        number: format!("{:.decimals$}", (number / step).round() * step),
         unit: plain.unit,
     };
-    let rounded = |number: f64| match decimals {
-        0 => digits(number),
-        _ => Quantity { number: format!("{number:.decimals$}"), unit: plain.unit },
-    };
-    (rounded(value / factor), rounded(off))
+    let number = rounded(value / factor);
+    // Less than its bar's last digit, and still not nothing.
+    let vanishes = value != 0.0 && number.number.parse() == Ok(0.0);
+    (if vanishes { plain.clone() } else { number }, rounded(off))
 }
 
 /// Joules, shown as mWh to MWh.

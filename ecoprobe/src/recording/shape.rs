@@ -12,6 +12,8 @@ pub(super) const UNKNOWN_GPU_USER: &str = "GPU usage of a workload that was not 
 const MOST_PACKAGES: usize = 1024;
 const MOST_DOMAINS: usize = 4096;
 const MOST_FEATURES: usize = 16;
+/// RAPL counts in steps of some 10 µJ to 1 mJ.
+const MOST_JOULES_PER_COUNT: f64 = 1e6;
 
 /// What the events so far allow the next one to be. Reader and writer check the same, so that what
 /// was recorded can be replayed, and nothing behind the reader meets an index that leads nowhere.
@@ -194,7 +196,8 @@ fn check_header(header: &Header) -> Result<(), String> {
         if domain.package >= header.packages.len() {
             return Err(format!("{name} belongs to a package that the header does not have"));
         }
-        if !is_amount(domain.joules_per_count) || domain.joules_per_count == 0.0 {
+        let joules = domain.joules_per_count;
+        if !is_amount(joules) || joules == 0.0 {
             return Err(format!("{name} has no joules per count"));
         }
         if domain.component == Component::Gpu {
@@ -203,6 +206,9 @@ fn check_header(header: &Header) -> Result<(), String> {
         let most = domain.range.unwrap_or(u64::MAX) as f64 * domain.joules_per_count;
         if !is_amount(most) {
             return Err(format!("{name} can count more joules than there are"));
+        }
+        if joules > MOST_JOULES_PER_COUNT {
+            return Err(format!("{name} counts in steps that no counter has"));
         }
         // JSON knows no infinity: it would be read back as a missing figure.
         if !is_amount(domain.max_watts) || domain.range == Some(0) {

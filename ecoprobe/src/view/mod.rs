@@ -63,9 +63,14 @@ fn workload(
     let settings = &books.header().settings;
     let measured = measured(books, member, covered, totals, bills);
     let energy_j = energy(books, measured, bills);
-    let stderr_j = stderr(measured, bills);
+    let mut stderr_j = stderr(measured, bills);
+    if energy_j.idle_share.is_some() {
+        // What is idle is what is not dynamic: their errors cancel, and nobody keeps how far.
+        stderr_j.total = None;
+    }
+    let covered_s = Seconds::from_ns(covered.of(Component::Cpu, member.times()).covered_ns).0;
     let cpu_seconds = Seconds::from_ns(member.cpu_ns).0;
-    let watts_per_cpu = energy_j.cpu.zip(stderr_j.cpu).filter(|_| cpu_seconds > 0.0);
+    let watts_per_cpu = energy_j.cpu.zip(stderr_j.cpu).filter(|_| covered_s > 0.0);
     let pue = settings.pue.unwrap_or(1.0);
     let billed = |rate: Option<f64>, figure: fn(Joules, f64, f64) -> f64| {
         Some(figure(energy_j.total.map(Joules)?, rate?, pue))
@@ -86,8 +91,8 @@ fn workload(
         energy_j,
         stderr_j,
         watts_per_cpu: watts_per_cpu.map(|(value, stderr)| report::Figure {
-            value: value / cpu_seconds,
-            stderr: stderr / cpu_seconds,
+            value: value / covered_s,
+            stderr: stderr / covered_s,
         }),
         method: energy_j.cpu.and_then(|_| books.method(id)).map(|method| match method {
             Method::Alone => report::Method::Alone,

@@ -159,7 +159,7 @@ pub struct WorkloadReport {
     pub gpu_seconds: Option<f64>,
     pub energy_j: WorkloadEnergy,
     pub stderr_j: WorkloadStderr,
-    /// Dynamic CPU energy by CPU time: watts while one CPU is busy.
+    /// Dynamic CPU energy by CPU time on packages that are measured: watts while one CPU is busy.
     pub watts_per_cpu: Option<Figure>,
     /// How its CPU energy was told from that of others.
     pub method: Option<Method>,
@@ -272,7 +272,7 @@ pub struct WindowReport {
     pub seconds: f64,
     pub node: Node,
     pub workloads: Vec<WindowWorkload>,
-    /// Static watts that this window was split with.
+    /// Static watts as they were known when the window ended; `null` where they are assumed.
     pub static_power_w: BTreeMap<String, Option<f64>>,
     /// GPU figures in this window are means over this long, milliseconds: what is finer is not
     /// known. They are about the time that the driver told of since the window before.

@@ -22,9 +22,10 @@ pub(super) struct PackageUsage {
     users: Vec<Vec<Ran>>,
     /// Whether paired time is measured there.
     paired: Vec<bool>,
+    has_paired: Vec<bool>,
     /// The highest CPU time of those who are no workload, likewise, and of it the paired part, nanoseconds.
     other_ns: Vec<[u64; 2]>,
-    /// How long the machine was awake, and the highest time that was told.
+    /// How long the machine was awake, and what the newest sample told of that.
     awake: Option<Seconds>,
     awake_ns: Option<u64>,
 }
@@ -34,6 +35,7 @@ impl PackageUsage {
         Self {
             users: vec![Vec::new(); packages + 1],
             paired: vec![false; packages + 1],
+            has_paired: vec![false; packages + 1],
             other_ns: vec![[0; 2]; packages + 1],
             awake: None,
             awake_ns: None,
@@ -57,7 +59,9 @@ impl PackageUsage {
         for (place, time) in packages.chain([(unplaced, elsewhere)]) {
             let PackageTime { other, workloads, features, .. } = time;
             let paired = features.get(&PAIRED);
-            self.paired[place] = paired.is_some();
+            // A difference needs both ends.
+            let had_paired = std::mem::replace(&mut self.has_paired[place], paired.is_some());
+            self.paired[place] = had_paired && paired.is_some();
             let users = &mut self.users[place];
             let highest = &mut self.other_ns[place];
             let others = [*other, paired.map_or(highest[1], |paired| paired.other)];
@@ -83,8 +87,7 @@ impl PackageUsage {
                 }
             }
         }
-        let before = self.awake_ns;
-        self.awake_ns = sample.awake_ns.max(before);
+        let before = std::mem::replace(&mut self.awake_ns, sample.awake_ns);
         let gained = sample.awake_ns.zip(before).map(|(now, before)| now.saturating_sub(before));
         self.awake = gained.map(Seconds::from_ns);
     }
@@ -225,7 +228,7 @@ impl CpuDomain {
             Some(estimate) => Source::Estimate(Estimated::new(estimate)),
         };
         let cpus = header.cpu.as_ref().and_then(|cpu| cpu.online_cpus.get(domain.package));
-        let cpus = cpus.map(|cpus| *cpus as f64).or_else(|| {
+        let cpus = cpus.map(|cpus| *cpus as f64).filter(|cpus| *cpus >= 1.0).or_else(|| {
             let Host { cpus, .. } = header.host;
             Some(cpus as f64 / header.packages.len().max(1) as f64)
         });

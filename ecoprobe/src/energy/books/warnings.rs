@@ -7,7 +7,7 @@ use super::coverage::{Coverage, Place};
 use super::roster::add_ns;
 use super::{Books, MOST_FURTHER, MOST_WARNINGS};
 use crate::base::Component;
-use crate::energy::model::{StaticPower, Unknown};
+use crate::energy::model::{Doubt, StaticPower, Unknown};
 use crate::event::sources::CpuEnergyKind;
 
 /// A static power that exceeds what was measured for more than this part of the time is said to.
@@ -72,8 +72,23 @@ impl Books {
             )
         }));
         self.warn_of_static_power(&mut warnings);
+        self.warn_of_doubts(&mut warnings);
         self.warn_of_uncovered_time(&mut warnings);
         warnings
+    }
+
+    /// Where the model does not hold.
+    fn warn_of_doubts(&self, warnings: &mut Vec<String>) {
+        for (name, summary) in self.models() {
+            for doubt in &summary.doubts {
+                let why = match doubt {
+                    Doubt::Capped => "its power does not follow the load, as at a power limit",
+                    Doubt::Misfit => "its power is not what the model makes of the load",
+                    Doubt::TooShort | Doubt::NeverAsleep => continue,
+                };
+                warnings.push(format!("{name}: {why}; the error bars are wider for it"));
+            }
+        }
     }
 
     fn warn_of_static_power(&self, warnings: &mut Vec<String>) {

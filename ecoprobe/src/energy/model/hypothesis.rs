@@ -598,11 +598,6 @@ impl Hypothesis {
         self.noise_rows = self.noise_rows.min(NOISE_ROWS);
     }
 
-    /// Standard deviation of a row's noise, relative to its dynamic joules.
-    pub(super) fn relative_noise(&self) -> f64 {
-        self.noise.sqrt()
-    }
-
     /// An account's joules and their variance. `sum`: where it is carried along.
     pub(super) fn account(&self, member: usize, sum: Option<usize>) -> (f64, f64) {
         let account = self.accounts.get(member).copied().unwrap_or_default();
@@ -629,7 +624,7 @@ impl Hypothesis {
         let (joules, variance) = (self.sums.joules[sum], self.sums.variance[sum]);
         let account = at(&mut self.accounts, member);
         account.joules += joules;
-        account.variance += variance;
+        account.variance = both(account.variance, variance);
         self.sums.hand_over(sum, REST);
     }
 
@@ -638,11 +633,16 @@ impl Hypothesis {
         let from = std::mem::take(at(&mut self.accounts, member));
         let to = at(&mut self.accounts, into);
         to.joules += from.joules;
-        to.variance += from.variance;
+        to.variance = both(to.variance, from.variance);
         to.own += from.own;
         to.loose += from.loose;
         to.woken += from.woken;
     }
+}
+
+/// Variance of the sum of two that are off for the same reasons: what is not known of the machine.
+fn both(one: f64, other: f64) -> f64 {
+    (one.max(0.0).sqrt() + other.max(0.0).sqrt()).powi(2)
 }
 
 fn at(accounts: &mut Vec<Account>, member: usize) -> &mut Account {

@@ -46,7 +46,7 @@ pub(crate) struct Traits {
     pub(crate) resolution: f64,
 }
 
-/// Real workloads differ by 10 to 20 % (FACTS of docs/model.md), some by 2:1: a bar has to hold for
+/// Real workloads differ by 10 to 20 % (`docs/model.md`), some by 2:1: a bar has to hold for
 /// these too.
 const PRICE_SPREAD: f64 = 0.4;
 
@@ -59,7 +59,7 @@ impl Traits {
         resolution: f64,
     ) -> Self {
         // Of packages: 0.22 is the median of whole servers (SPECpower since 2019), and single packages
-        // are at 0.16 to 0.18 (FACTS of docs/model.md). Memory is refreshed whether it is used or not.
+        // are at 0.16 to 0.18 (`docs/model.md`). Memory is refreshed whether it is used or not.
         let ratio = if component == Component::Dram { (0.4, 0.2) } else { (0.22, 0.08) };
         let spread = spread.unwrap_or(PRICE_SPREAD);
         Self { cpus, paired: false, awake: false, ratio, spread, refresh: 1e-3, resolution }

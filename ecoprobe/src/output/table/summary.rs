@@ -98,6 +98,8 @@ impl Figures {
     fn cell(&self, workloads: &[&WorkloadReport]) -> Cell {
         let within = match (self.within, workloads) {
             (Some(within), [workload]) => within(workload),
+            // Bars do not add up like figures.
+            (Some(_), _) if self.node.is_none() => return Cell::Blank,
             _ => None,
         };
         within.map_or_else(|| Cell::of(self.of(workloads), self.unit), Cell::Number)
@@ -320,7 +322,8 @@ fn static_power(sources: &Sources) -> String {
     let domains = power.watts.iter().map(|(domain, watts)| {
         let watts = watts.map_or(MISSING.to_owned(), |watts| units::watts(watts).to_string());
         let error = power.stderr_watts.get(domain);
-        let error = error.map_or(String::new(), |error| format!(" ± {}", units::watts(*error)));
+        let error =
+            error.map_or(String::new(), |error| format!(" ± {}", units::watts(BAR * error)));
         format!("{domain} {watts}{error}")
     });
     format!("{} ({how})", domains.collect::<Vec<_>>().join(", "))
@@ -372,7 +375,7 @@ measured            5.00 kJ   400 J  5.40 kJ  1.50 Wh   90.0 W   100 %  ██�
 
 sources       CPU energy: RAPL through perf (package-0, dram-0); GPU energy: none; CPU time: ebpf \
 at tp_btf/sched_switch, cgroup v2
-static power  package-0 20.0 W ± 300 mW (calibrated in this run)
+static power  package-0 20.0 W ± 588 mW (calibrated in this run)
 ecoprobe      12.3 ms CPU, 9.80 MB peak, tick 45.0 µs (p99 80.0 µs), 123,456 switches seen, 0 not seen
 warning       dram-0 was unreadable\\x0a\\x1b[31mfor 1 s
 ";
