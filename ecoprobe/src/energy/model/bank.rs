@@ -55,9 +55,12 @@ const ASLEEP_PART: f64 = 0.05;
 const HALF_LIFE: f64 = 60.0;
 const WORTH_A_COLUMN: f64 = 0.002;
 
-/// Error bars: this part of all joules, more where the model does not hold, and all of it times this.
+/// Error bars: this part of all joules (of a package at its limit more, of one that is no such model what it
+/// is off by), and all of it times this.
 const FLOOR: f64 = 0.01;
-const DOUBTFUL: f64 = 0.3;
+const CAPPED: f64 = 0.3;
+/// Of a machine that was never seen asleep, this part of what seems to be drawn asleep.
+const UNSEEN_ASLEEP: f64 = 0.3;
 const STRETCH: f64 = 1.2;
 
 /// Rows that are off by this much on average are not what the model makes of the load.
@@ -552,31 +555,31 @@ impl Bank {
             member.score = member.score_at(now) + used.cpu;
             member.scored_at = now;
         }
+        let mut poorest = None;
         for (place, used) in &pool.users {
             if self.members[*place].sum.is_none() {
                 self.track(*place, now);
             }
             if self.members[*place].column.is_none() && used.cpu >= WORTH_A_COLUMN * busy {
-                self.give_column(*place, now);
+                let (column, score) = *poorest.get_or_insert_with(|| self.poorest_column(now));
+                // Twice as much, or they would take turns.
+                if self.members[*place].score >= 2.0 * score {
+                    self.give_column(*place, column);
+                    poorest = None;
+                }
             }
         }
     }
 
-    fn give_column(&mut self, place: usize, now: f64) {
-        let column = match self.columns.iter().position(Option::is_none) {
-            Some(column) => column,
-            None => {
-                let score = |column: &usize| {
-                    self.columns[*column].map_or(0.0, |place| self.members[place].score_at(now))
-                };
-                let least = (0..COLUMNS).min_by(|a, b| score(a).total_cmp(&score(b)));
-                let Some(column) = least else { return };
-                if 2.0 * score(&column) > self.members[place].score {
-                    return;
-                }
-                column
-            }
-        };
+    /// The column whose workload ran the least of late, and its score; of one that is free, 0.
+    fn poorest_column(&self, now: f64) -> (usize, f64) {
+        let score =
+            |place: &Option<usize>| place.map_or(0.0, |place| self.members[place].score_at(now));
+        let scores = self.columns.iter().map(score).enumerate();
+        scores.min_by(|(_, one), (_, other)| one.total_cmp(other)).unwrap_or((0, f64::INFINITY))
+    }
+
+    fn give_column(&mut self, place: usize, column: usize) {
         if let Some(before) = self.columns[column].replace(place) {
             self.members[before].column = None;
         }
@@ -709,7 +712,11 @@ impl Bank {
     pub(crate) fn settle_up(&mut self) -> Due {
         let figures = self.weights(Of::Figures);
         let bars = self.weights(Of::Bars);
-        let doubtful = self.is_doubtful();
+        let floor = match (self.is_capped(), self.is_misfit()) {
+            (true, _) => CAPPED,
+            (_, true) => self.miss.max(FLOOR),
+            _ => FLOOR,
+        };
         let count = self.hypotheses.len();
         // What is not carried along any more is corrected for all together, each by what it has of it.
         let mut settled = [0.0; COUNT];
@@ -718,6 +725,13 @@ impl Bank {
                 *settled += hypothesis.settled(place).max(0.0);
             }
         }
+        // Seen awake alone, much of what seems to be drawn asleep may be the step: then it is theirs.
+        let unseen = match self.never_asleep() && self.traits.awake {
+            true => UNSEEN_ASLEEP * self.asleep().value * self.time,
+            false => 0.0,
+        };
+        let dynamic = self.energy - self.asleep().value * self.time;
+        let unseen = if dynamic > 0.0 { unseen / dynamic } else { 0.0 };
         let mut all = Vec::with_capacity(self.places.len());
         for (place, member) in self.members.iter().enumerate() {
             let Some(user) = member.user else { continue };
@@ -731,8 +745,7 @@ impl Bank {
                 }
             }
             let Figure { value, stderr } = mix(&figures, &bars, &each);
-            let floor = if doubtful { DOUBTFUL } else { FLOOR };
-            let stderr = STRETCH * hypot(stderr, floor * value);
+            let stderr = STRETCH * hypot(hypot(stderr, floor * value), unseen * value);
             all.push((user, Figure { value, stderr }));
         }
         let mut idle = [(0.0, 0.0); COUNT];
@@ -876,7 +889,7 @@ impl Bank {
         if self.rows < 10 {
             doubts.push(Doubt::TooShort);
         }
-        if self.asleep < 1.0 && self.given.is_none() {
+        if self.never_asleep() {
             doubts.push(Doubt::NeverAsleep);
         }
         if self.is_capped() {
@@ -886,6 +899,11 @@ impl Bank {
             doubts.push(Doubt::Misfit);
         }
         doubts
+    }
+
+    /// The split between what is drawn asleep and the step to awake rests on what machines are like.
+    fn never_asleep(&self) -> bool {
+        self.asleep < 1.0 && self.given.is_none()
     }
 
     fn is_doubtful(&self) -> bool {
