@@ -2,10 +2,12 @@
 //! Each figure has a standard error. The formulas, where they come from and what was tried are in
 //! `docs/model.md`.
 
+mod arrears;
 mod bank;
 mod filter;
 mod hypothesis;
 pub(crate) mod line;
+mod pool;
 mod row;
 
 pub(crate) use self::bank::Bank;
